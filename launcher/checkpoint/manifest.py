@@ -1,0 +1,161 @@
+"""The manifest: the one object whose exclusive creation commits a checkpoint.
+
+A reader refuses a manifest that breaks a rule, whoever wrote it. Fields that this release does not know are ignored, and
+stay in the stored object, which is never written again. A newer `schema` is refused with the version to install.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from launcher import names
+from launcher.checkpoint import paths
+from launcher.errors import LauncherError, ManifestInvalid
+from launcher.ids import is_id
+
+SCHEMA = 1
+LARGEST = 256 << 20
+"""Bytes of a manifest that a reader accepts: about a million files."""
+_DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
+
+
+class File(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One file. `path` is relative to the checkpoint's folder; `mtime` in Unix seconds."""
+
+    path: str
+    size: int
+    digest: str
+    mode: int = 0o644
+    mtime: float = 0.0
+
+
+class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the files themselves say. Training facts, then model facts."""
+
+    step: int | None = None
+    epoch: float | None = None
+    train_loss: float | None = None
+    """The last value found in the training log."""
+    eval_loss: float | None = None
+    best_metric: float | None = None
+    best_checkpoint: str | None = None
+    architecture: str | None = None
+    model_type: str | None = None
+    dtype: str | None = None
+    parameters: int | None = None
+    base_model: str | None = None
+    library: str | None = None
+    library_version: str | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the checkpoint can start, and the reason where it cannot."""
+
+    resume: bool = False
+    resume_reason: str = ""
+    inference: bool = False
+    inference_reason: str = ""
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The job that wrote it. `path` is the folder below the output directory (`.` for the root's own)."""
+
+    job: str
+    name: str
+    path: str = ""
+    node: int = 0
+    attempt: int = 1
+
+
+class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets."""
+
+    parents: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    repository: str = ""
+    commit: str = ""
+    command: tuple[str, ...] = ()
+
+
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A committed checkpoint. Immutable; the version number of its name is handed out apart (names/)."""
+
+    schema: int = SCHEMA
+    id: str
+    name: str
+    created: float
+    """Unix seconds by the writer's clock."""
+    writer: str
+    """The launcher version that wrote it."""
+    format: str
+    """Which library and layout, as `launcher.checkpoint.formats` names it."""
+    files: tuple[File, ...]
+    size: int
+    facts: Facts = Facts()
+    ready: Ready = Ready()
+    origin: Origin | None = None
+    lineage: Lineage = Lineage()
+    labels: dict[str, str] = {}
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True):
+    """A commit to not exist, created at the manifest's key by gc before it removes the files."""
+
+    schema: int = SCHEMA
+    id: str
+    aborted: float
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The stored form; checks what a reader would check."""
+    _check(manifest, manifest.id)
+    return msgspec.json.encode(manifest)
+
+
+def decode(body: bytes, key: str) -> Manifest | Abort:
+    """The manifest (or abort) in `body`. Raises ManifestInvalid, which names the rule."""
+    try:
+        if len(body) > LARGEST:
+            raise ManifestInvalid(key=key, cause=f"it has {len(body)} bytes")
+        head = msgspec.json.decode(body, type=_Head)
+        if head.schema > SCHEMA:
+            raise ManifestInvalid(
+                key=key,
+                cause=f"it has schema {head.schema}, and this release reads up to {SCHEMA}",
+                hint=f"Install a launcher newer than {head.writer or 'this one'}.",
+            )
+        if head.aborted is not None:
+            return msgspec.json.decode(body, type=Abort)
+        manifest = msgspec.json.decode(body, type=Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ManifestInvalid(key=key, cause=str(error)) from error
+    _check(manifest, key)
+    return manifest
+
+
+class _Head(msgspec.Struct):
+    schema: int
+    writer: str = ""
+    aborted: Any = None
+
+
+def _check(manifest: Manifest, key: str) -> None:
+    try:
+        if not is_id(manifest.id):
+            raise ValueError(f"{manifest.id!r} is no id")
+        names.check(manifest.name)
+        paths.check_all(file.path for file in manifest.files)
+        if not manifest.files:
+            raise ValueError("it lists no file")
+        for file in manifest.files:
+            if file.size < 0 or not _DIGEST.fullmatch(file.digest):
+                raise ValueError(f"size or digest of {file.path!r} is impossible")
+        if sum(file.size for file in manifest.files) != manifest.size:
+            raise ValueError("its size is not the sum of its files' sizes")
+    except LauncherError as error:
+        raise ManifestInvalid(key=key, cause=error.text.rstrip(".")) from error
+    except ValueError as error:
+        raise ManifestInvalid(key=key, cause=str(error)) from error

@@ -1,0 +1,276 @@
+"""What can go wrong, drawn as a tree.
+
+    LauncherError                    70   a bug of ours
+    ├── UsageError                   64   the command line or the job file
+    ├── SettingsError                78   an environment variable or the configuration file
+    ├── NotFoundError                66
+    │   ├── CheckpointNotFound
+    │   ├── JobNotFound
+    │   └── SourceNotFound                a path or URL that should hold a checkpoint
+    ├── InvalidDataError             65
+    │   ├── ManifestInvalid
+    │   ├── DigestMismatch
+    │   ├── UnsafePath
+    │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   └── InputChanged                  the job wrote into its read-only input
+    ├── StoreError                   69
+    │   ├── StoreUnavailable              retryable
+    │   └── StoreUnsupported              it cannot create an object only if it is absent
+    ├── CommitUnknown                74   neither proven nor refuted: nothing may be cleaned up
+    ├── CollectionIncomplete         74   whole checkpoints left unstored
+    ├── LocalResourceError           73
+    │   ├── NoSpace
+    │   ├── MountFailed
+    │   ├── LockTimeout
+    │   ├── EngineUnavailable             the container engine
+    │   └── TooFewAccelerators
+    ├── AccessDenied                 77
+    ├── Preempted                    75   stopped before the job started; retryable
+    └── CommandNotFound             127   and CommandNotExecutable, 126: the job itself could not start
+
+A class carries its exit code (sysexits.h where one fits), whether trying again can help, and the templates of its
+message and hint; an instance carries the facts. `kind` is the class's stable name for machines: append, never rename.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+
+class LauncherError(Exception):
+    """A failure of the launcher itself: everything more specific is below."""
+
+    kind: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 70
+    retryable: ClassVar[bool] = False
+    message: ClassVar[str] = "{what}"
+    default_hint: ClassVar[str] = ""
+
+    def __init__(self, *, hint: str | None = None, **facts: object) -> None:
+        self.facts = facts
+        self.text = self.message.format(**facts)
+        self.hint = self.default_hint.format(**facts) if hint is None else hint
+        super().__init__(self.text)
+
+    def __str__(self) -> str:
+        return f"{self.text}\n{self.hint}" if self.hint else self.text
+
+
+class UsageError(LauncherError):
+    """The command line or the job file asks for something that cannot be."""
+
+    kind = "usage"
+    exit_code = 64
+
+
+class SettingsError(LauncherError):
+    """A variable or a line of the configuration file is wrong; the message names where it came from."""
+
+    kind = "settings"
+    exit_code = 78
+
+
+class NotFoundError(LauncherError):
+    """Something that was named does not exist."""
+
+    kind = "not-found"
+    exit_code = 66
+
+
+class CheckpointNotFound(NotFoundError):
+    """No checkpoint has this name, version or id."""
+
+    kind = "checkpoint-not-found"
+    message = "No checkpoint {ref!r} in the store {store}."
+    default_hint = "`launcher checkpoint list` shows what is there."
+
+
+class JobNotFound(NotFoundError):
+    """No job has this name."""
+
+    kind = "job-not-found"
+    message = "No job {name!r} is known here."
+    default_hint = "`launcher training list` shows the jobs of this machine."
+
+
+class SourceNotFound(NotFoundError):
+    """A path or URL given as a checkpoint holds no file."""
+
+    kind = "source-not-found"
+    message = "{source}: {cause}"
+
+
+class InvalidDataError(LauncherError):
+    """Bytes that are not what they should be."""
+
+    kind = "invalid-data"
+    exit_code = 65
+
+
+class ManifestInvalid(InvalidDataError):
+    """A manifest breaks a rule of its format, whoever wrote it."""
+
+    kind = "manifest-invalid"
+    message = "The manifest {key} is not valid: {cause}."
+    default_hint = "Nothing was read from it. `launcher checkpoint list` shows the other checkpoints."
+
+
+class DigestMismatch(InvalidDataError):
+    """Bytes read differ from the digest in the manifest."""
+
+    kind = "digest-mismatch"
+    message = "{path} of checkpoint {checkpoint} is damaged: {cause}."
+    default_hint = "`launcher checkpoint verify {checkpoint}` reads all of it again; choose another version meanwhile."
+
+
+class UnsafePath(InvalidDataError):
+    """A path inside a checkpoint would leave its folder or cannot be stored everywhere."""
+
+    kind = "unsafe-path"
+    message = "The path {path!r} cannot be part of a checkpoint: {cause}."
+
+
+class FormatBroken(InvalidDataError):
+    """The files say themselves that they are no whole checkpoint."""
+
+    kind = "format-broken"
+    message = "{source} is not a whole checkpoint: {cause}."
+
+
+class InputChanged(InvalidDataError):
+    """The job changed an input that no rung of isolation could protect."""
+
+    kind = "input-changed"
+    message = "The job changed its input checkpoint {name!r}: {cause}."
+    default_hint = "The copy in the node cache was dropped. Write to FLEXAI_OUTPUT_CHECKPOINT_DIR instead."
+
+
+class StoreError(LauncherError):
+    """The store answered with a failure that is not worth another try."""
+
+    kind = "store"
+    exit_code = 69
+    message = "The store {store} failed: {cause}."
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer, or asked for patience for longer than we have."""
+
+    kind = "store-unavailable"
+    retryable = True
+    message = "The store {store} cannot be reached: {cause}."
+    default_hint = "Check LAUNCHER_STORE, the endpoint (AWS_ENDPOINT_URL) and the network, then run the same command again."
+
+
+class StoreUnsupported(StoreError):
+    """A place that cannot create an object only if it is absent can hold inputs but is no store."""
+
+    kind = "store-unsupported"
+    message = "{store} cannot be a store: {cause}."
+    default_hint = "Use a folder, S3 or its kin, GCS or Azure. It can still be given as an input (-C URL)."
+
+
+class CommitUnknown(LauncherError):
+    """An exclusive create was neither proven nor refuted, so nothing that belongs to it may be cleaned up."""
+
+    kind = "commit-unknown"
+    exit_code = 74
+    retryable = True
+    message = "Whether {key} was written to {store} is not known: {cause}."
+    default_hint = "Nothing was removed. `launcher recover` asks the store again and finishes."
+
+
+class CollectionIncomplete(LauncherError):
+    """The job is over and whole checkpoints are not in the store."""
+
+    kind = "collection-incomplete"
+    exit_code = 74
+    retryable = True
+    message = "{count} whole checkpoint(s) of job {job!r} are not stored yet ({size}): {cause}."
+    default_hint = "They lie in {where}. Finish with: launcher recover {job}"
+
+
+class LocalResourceError(LauncherError):
+    """This machine lacks something."""
+
+    kind = "local-resource"
+    exit_code = 73
+
+
+class NoSpace(LocalResourceError):
+    """A file system is, or would be, full."""
+
+    kind = "no-space"
+    message = "No space for {what} in {path}: {need} needed, {free} free."
+    default_hint = "Free some space there, or choose another place with {setting}."
+
+
+class MountFailed(LocalResourceError):
+    """The input could not be put where the job expects it."""
+
+    kind = "mount-failed"
+    message = "The input checkpoint could not be provided at {path}: {cause}."
+
+
+class LockTimeout(LocalResourceError):
+    """Another process holds what this one needs."""
+
+    kind = "lock-timeout"
+    message = "{what} is held by another launcher (waited {seconds:.0f} s)."
+
+
+class EngineUnavailable(LocalResourceError):
+    """No container engine answers, or it refused."""
+
+    kind = "engine-unavailable"
+    message = "The Docker engine {cause}."
+    default_hint = "Start it (`systemctl start docker`), set DOCKER_HOST, or use --runner process."
+
+
+class TooFewAccelerators(LocalResourceError):
+    """Fewer accelerators than the job asks for."""
+
+    kind = "too-few-accelerators"
+    message = "{asked} accelerators asked for, {found} found ({detail})."
+    default_hint = "Ask for {found} with --accels {found}, or run on the CPU with --device cpu."
+
+
+class AccessDenied(LauncherError):
+    """Credentials are missing or not enough, here or at the store."""
+
+    kind = "access-denied"
+    exit_code = 77
+    message = "Access to {what} was refused: {cause}."
+
+
+class Preempted(LauncherError):
+    """A stop came before the job had started."""
+
+    kind = "preempted"
+    exit_code = 75
+    retryable = True
+    message = "Stopped by {signal} before the job started; nothing was run."
+
+
+class CommandNotFound(LauncherError):
+    """The job's program does not exist."""
+
+    kind = "command-not-found"
+    exit_code = 127
+    message = "{command}: not found."
+
+
+class CommandNotExecutable(LauncherError):
+    """The job's program exists and cannot be executed."""
+
+    kind = "command-not-executable"
+    exit_code = 126
+    message = "{command}: cannot be executed: {cause}."
+
+
+def tree(root: type[LauncherError] = LauncherError) -> Iterator[type[LauncherError]]:
+    """Every error class, depth first: documentation and tests are made from it."""
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)

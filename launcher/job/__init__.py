@@ -1,0 +1,1 @@
+"""A job: what to run, its attempts, and all that happened. No I/O but its own folder."""

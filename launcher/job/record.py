@@ -1,0 +1,113 @@
+"""All that happened to a job: attempts, inputs, outcome. Written whole by one rename, so that a reader sees one state."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import msgspec
+
+from launcher.job.spec import JobSpec
+
+Origin = Literal["job", "launcher", "platform"]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended. `origin` says whose the code is: 64–78 can be a job's own."""
+
+    code: int
+    origin: Origin
+    cause: str
+    """One sentence."""
+    kind: str = "exit"
+    """exit, signal, or the `kind` of the launcher's error."""
+    signal: str | None = None
+    """The signal that ended the job, or that asked it to stop."""
+    rank: int | None = None
+    retryable: bool = False
+    stopped: bool = False
+    """A stop was asked for (a signal, `training stop`)."""
+    last_step_seen: int | None = None
+    last_step_committed: int | None = None
+    bytes_not_stored: int = 0
+    hint: str = ""
+
+
+class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One input checkpoint as the job saw it."""
+
+    reference: str
+    checkpoint: str | None
+    """Id in the store; None for a path or URL."""
+    path: str
+    rung: str
+    """What makes it read-only: bind, userns, landlock, permissions, none, engine."""
+    size: int = 0
+
+
+class Attempt(msgspec.Struct, kw_only=True):
+    """One execution of a job."""
+
+    number: int
+    host: str
+    pid: int
+    started: float
+    ended: float | None = None
+    inputs: list[InputRecord] = []
+    guarantee: str = ""
+    """In words: what keeps the input from being changed."""
+    device: str = ""
+    phases: dict[str, float] = {}
+    """Seconds each phase took."""
+    outcome: Outcome | None = None
+
+
+class JobRecord(msgspec.Struct, kw_only=True):
+    """A job on this machine; the same object is stored with its logs when it ends."""
+
+    id: str
+    name: str
+    created: float
+    spec: JobSpec
+    attempts: list[Attempt] = []
+    checkpoints: list[str] = []
+    """Ids of what was committed, oldest first."""
+    skipped: list[dict[str, Any]] = []
+    """What was seen and not collected: name and reason."""
+    source: dict[str, str] = {}
+    """Repository and commit, where the code came from one."""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self.attempts[-1].outcome if self.attempts else None
+
+
+def state(record: JobRecord, running: bool) -> str:
+    """The state in FlexAI's words: pending, in progress, succeeded, failed, stopped; `lost` where the launcher died."""
+    outcome = record.outcome
+    if outcome is None:
+        return "in progress" if running else "lost"
+    if outcome.stopped:
+        return "stopped"
+    return "succeeded" if outcome.code == 0 else "failed"
+
+
+def write_atomically(path: str, data: bytes, *, mode: int = 0o644) -> None:
+    """Puts `data` at `path` so that a reader, also after a crash, finds the old content or the new one.
+
+    Survives a crash at any point: the temporary file is synced before the rename makes it visible.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,139 @@
+"""What to run, put together from flags, LAUNCHER_* variables and a job file."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from launcher import names, settings
+from launcher.errors import LauncherError, UsageError
+from launcher.settings import Bytes, Mistakes, Seconds
+
+Kind = Literal["training", "fine-tuning", "inference"]
+Device = Literal["auto", "cpu", "cuda", "rocm"]
+RunnerName = Literal["process", "docker", "entrypoint"]
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run. Every field is a flag (`--work-dir`), a variable (`LAUNCHER_WORK_DIR`) and a key of the job file."""
+
+    name: str
+    kind: Kind = "training"
+    command: tuple[str, ...] = ()
+    """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
+    checkpoint: tuple[str, ...] = ()
+    """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    """Accelerators on each node, and so processes that torchrun starts there."""
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    """Nodes; more than one needs a scheduler, which this release does not have."""
+    device: Device = "auto"
+    launch: Literal["auto", "torchrun", "exec"] = "auto"
+    runner: RunnerName = "process"
+    image: str = ""
+    user: str = ""
+    """Docker runner: USER[:GROUP] of the job. Default: the caller, or nobody where the caller is root."""
+    network: str = ""
+    """Docker runner: the engine's network. Default: the engine's own default."""
+    shm_size: Bytes = 0
+    """Docker runner: size of /dev/shm. Default: half of the machine's memory."""
+    env: dict[str, str] = {}
+    work_dir: str = ""
+    """Where the command runs. Default: the current folder, or the repository."""
+    repository_url: str = ""
+    repository_revision: str = ""
+    grace: Seconds = 30.0
+    """From a stop request to the kill."""
+    settle: Seconds = 2.0
+    """How long files must be quiet before a checkpoint that nothing proves whole counts as written."""
+
+
+LISTS = frozenset({"checkpoint", "command"})
+
+
+def load(
+    flags: Mapping[str, Any],
+    *,
+    file: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> JobSpec:
+    """The job spec: flags win over LAUNCHER_* variables, those over the job file, that over `defaults`.
+
+    Raises UsageError that lists every mistake of every layer.
+    """
+    fields = [field.name for field in msgspec.structs.fields(JobSpec)]
+    plain = [name for name in fields if name not in {"command", "env", "kind"}]
+    layers: list[tuple[str, Mapping[str, Any]]] = [
+        ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
+    ]
+    variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
+    if "checkpoint" in variables:
+        variables["checkpoint"] = [part.strip() for part in variables["checkpoint"].split(",") if part.strip()]
+    layers.append(("LAUNCHER_{KEY}", variables))
+    mistakes: list[str] = []
+    if file:
+        try:
+            layers.append((f"{file}: {{key}}", _from_file(settings.read_yaml(Path(file)))))
+        except ValueError as error:
+            mistakes.append(str(error))
+    layers.append(("default {key}", defaults or {}))
+    try:
+        spec, _ = settings.layered(JobSpec, layers)
+    except Mistakes as error:
+        mistakes += error.lines
+    else:
+        mistakes += _check(spec)
+    if mistakes:
+        raise UsageError(
+            what="\n".join(mistakes) if len(mistakes) == 1 else f"{len(mistakes)} mistakes:\n  " + "\n  ".join(mistakes),
+            hint="`launcher training run --help` shows the flags, with examples.",
+        )
+    return msgspec.structs.replace(spec, name=names.check(spec.name, "job name"))
+
+
+def _from_file(content: dict[str, Any]) -> dict[str, Any]:
+    content = {key.replace("-", "_"): value for key, value in content.items()}
+    for key in LISTS & content.keys():
+        if isinstance(content[key], str):
+            import shlex
+
+            content[key] = shlex.split(content[key]) if key == "command" else [content[key]]
+    if isinstance(content.get("env"), dict):
+        content["env"] = {key: str(value) for key, value in content["env"].items()}
+    return content
+
+
+def _check(spec: JobSpec) -> list[str]:
+    mistakes = []
+    try:
+        names.check(spec.name, "job name")
+    except LauncherError as error:
+        mistakes.append(error.text)
+    if not spec.command:
+        mistakes.append("no command: write it after --, as in `-- script.py --epochs 3`")
+    if spec.runner == "docker" and not spec.image:
+        mistakes.append("--runner docker needs --image IMAGE (one that has the job's libraries)")
+    if spec.repository_revision and not spec.repository_url:
+        mistakes.append("--repository-revision without --repository-url")
+    if spec.repository_url and spec.work_dir:
+        mistakes.append("--work-dir and --repository-url exclude each other")
+    for key in spec.env:
+        if not key or "=" in key or "\0" in key:
+            mistakes.append(f"--env: {key!r} is no name of a variable")
+    return mistakes
+
+
+def parse_env(pairs: typing.Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """`K=V` pairs, and `K` alone for the caller's own value, as docker does. Raises UsageError."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals and key not in environ:
+            raise UsageError(what=f"--env {key}: the variable is not set here; write --env {key}=VALUE.")
+        result[key] = value if equals else environ[key]
+    return result

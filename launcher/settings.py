@@ -1,0 +1,241 @@
+"""The only reader of the environment and of configuration files.
+
+Values come from layers, the first that has one wins: flags, environment, job file, user file, defaults. Every mistake in
+every layer is found before anything is reported, each with its origin and the nearest name that would have been right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from launcher.errors import LauncherError, SettingsError
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
+"""A duration: a number of seconds, or text such as 90s, 5m, 2h, 1d."""
+
+Bytes = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes"})]
+"""A size: a number of bytes, or text such as 512MiB, 2GiB, 1TB."""
+
+_SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "B": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("KMGTP", start=1)
+    for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
+}
+
+
+def parse_seconds(text: str) -> float:
+    """`90s`, `1.5h`, `20` to seconds; ValueError says what would be right."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    if not match or match[2] not in _SECONDS:
+        raise ValueError(f"{text!r} is no duration; write 90s, 5m, 2h or a number of seconds")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `500MB`, `1024` to bytes; K, M, G alone are binary. ValueError says what would be right."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {unit.lower(): size for unit, size in _BYTES.items()}
+    if not match or match[2].lower() not in units:
+        raise ValueError(f"{text!r} is no size; write 512MiB, 2GiB or a number of bytes")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for this machine and user, whatever the job."""
+
+    store: str = ""
+    """Root URL of the store (file, s3, gs, az …). Default: `store` under the data folder."""
+    data_dir: str = ""
+    """Where job folders and the default store lie. Default: the user's data folder."""
+    cache_dir: str = ""
+    """The node cache, shared by all jobs of this machine. Default: the user's cache folder."""
+    input_dir: str = ""
+    """Where the job finds its input checkpoints. Default: /input-checkpoint where it exists, else in the job folder."""
+    output_dir: str = ""
+    """Where the job writes. Default: /output-checkpoint in a container, else in the job folder."""
+    input_guard: str = "auto"
+    """Ways to protect the input, in order, or auto: bind, userns, landlock, permissions, none."""
+    store_timeout: Seconds = 60.0
+    """How long one request to the store is tried again before it counts as failed."""
+    drain_timeout: Seconds = 3600.0
+    """How long the launcher stores what the job left, after the job has ended."""
+    transfer_threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Files in flight at the same time."""
+    log_format: typing.Literal["auto", "plain", "json"] = "auto"
+    """What the launcher itself prints on stderr."""
+
+
+Origins = dict[str, str]
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Mistakes(Exception):
+    """What `layered` found wrong: one line each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        super().__init__("\n".join(lines))
+
+
+def layered(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]], *, text: bool = False) -> tuple[T, Origins]:
+    """Builds a `kind` from layers of (origin, values), the first layer that has a value wins.
+
+    Returns the struct and, for every field that was given, the origin that won. Raises Mistakes with one line for each
+    wrong value and each unknown key of any layer.
+    """
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name for field in msgspec.structs.fields(kind)}
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+    mistakes: list[str] = []
+    for origin, layer in layers:
+        for key, value in layer.items():
+            where = origin.replace("{KEY}", key.upper()).replace("{key}", key.replace("_", "-"))
+            name = key.replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                mistakes.append(f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+                continue
+            try:
+                converted = _convert(value, hints[name])
+            except (ValueError, msgspec.ValidationError) as error:
+                mistakes.append(f"{where}: {error}")
+                continue
+            if name not in origins:
+                values[name], origins[name] = converted, where
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in values:
+            mistakes.append(f"{field.name} is missing")
+    if mistakes:
+        raise Mistakes(mistakes)
+    return kind(**values), origins
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    for meta in getattr(hint, "__metadata__", ()):
+        unit = (getattr(meta, "extra", None) or {}).get("unit")
+        if unit and isinstance(value, str):
+            value = parse_seconds(value) if unit == "seconds" else parse_bytes(value)
+    return msgspec.convert(value, hint, strict=not isinstance(value, str))
+
+
+def environment(prefix: str, names: Iterable[str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables `<prefix><NAME>` that are set and not empty, by lower-case name, for the names asked for."""
+    source = os.environ if environ is None else environ
+    found = {name: source.get(prefix + name.upper(), "") for name in names}
+    return {name: value for name, value in found.items() if value}
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of this process's environment: what the job inherits."""
+    return dict(os.environ)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file of at most 1 MiB. Aliases are refused (they can make a small file huge).
+
+    Raises ValueError with the reason in one line.
+    """
+    import yaml
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read((1 << 20) + 1)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    if len(data) > 1 << 20:
+        raise ValueError(f"{path}: larger than 1 MiB")
+    try:
+        for event in yaml.parse(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{path}: aliases (*{event.anchor}) are not read")
+        content = yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: " + " ".join(str(error).split())) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path}: a mapping of keys to values is expected")
+    return content
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> tuple[Settings, Origins]:
+    """The settings in force and where each came from. Raises SettingsError."""
+    env = os.environ if environ is None else environ
+    names = [field.name for field in msgspec.structs.fields(Settings)]
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if flags:
+        layers.append(("--{key}", {key: value for key, value in flags.items() if value is not None}))
+    layers.append(("LAUNCHER_{KEY}", environment("LAUNCHER_", names, env)))
+    path = config_file(env)
+    try:
+        if path.exists():
+            layers.append((str(path), read_yaml(path)))
+        settings, origins = layered(Settings, layers)
+    except Mistakes as error:
+        raise SettingsError(what="; ".join(error.lines) + ".", hint="`launcher config show` lists every setting.") from error
+    except ValueError as error:
+        raise SettingsError(what=str(error)) from error
+    return resolve_defaults(settings, env), origins
+
+
+def config_file(env: Mapping[str, str]) -> Path:
+    """The user's configuration file: $LAUNCHER_CONFIG, else config.yaml in the user's configuration folder."""
+    named = env.get("LAUNCHER_CONFIG")
+    return Path(named) if named else _user_folder(env, "XDG_CONFIG_HOME", ".config", "Library/Preferences") / "config.yaml"
+
+
+def resolve_defaults(settings: Settings, env: Mapping[str, str]) -> Settings:
+    """Fills in the folders that were not named, and makes paths absolute."""
+    data = settings.data_dir or str(_user_folder(env, "XDG_DATA_HOME", ".local/share", "Library/Application Support"))
+    cache = settings.cache_dir or str(_user_folder(env, "XDG_CACHE_HOME", ".cache", "Library/Caches"))
+    store = settings.store or os.path.join(data, "store")
+    return msgspec.structs.replace(
+        settings,
+        data_dir=os.path.abspath(os.path.expanduser(data)),
+        cache_dir=os.path.abspath(os.path.expanduser(cache)),
+        store=store if "://" in store else os.path.abspath(os.path.expanduser(store)),
+    )
+
+
+def _user_folder(env: Mapping[str, str], variable: str, linux: str, mac: str) -> Path:
+    home = Path(env.get("HOME") or os.path.expanduser("~"))
+    base = env.get(variable)
+    if base and os.path.isabs(base):
+        return Path(base) / "launcher"
+    return home / (mac if sys.platform == "darwin" else linux) / "launcher"
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names most like `name`, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.4)
+
+
+__all__ = [
+    "Bytes",
+    "LauncherError",
+    "Mistakes",
+    "Origins",
+    "Seconds",
+    "Settings",
+    "config_file",
+    "environment",
+    "layered",
+    "load",
+    "nearest",
+    "parse_bytes",
+    "parse_seconds",
+    "process_environment",
+    "read_yaml",
+    "resolve_defaults",
+]

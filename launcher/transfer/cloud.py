@@ -1,0 +1,163 @@
+"""Stores on S3 and its kin, GCS and Azure, through obstore (Rust; threads without the GIL).
+
+Credentials are the usual ones of each cloud: AWS_* variables, instance, container and web-identity roles; an AWS profile
+(AWS_PROFILE, SSO) through boto3, which is the extra `launcher[aws]`. AWS_ENDPOINT_URL names another endpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+
+from launcher.errors import AccessDenied, SettingsError, StoreError, StoreUnavailable, StoreUnsupported
+from launcher.transfer.digest import Hasher
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
+from launcher.transfer.retry import engine_config
+
+SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure"})
+_SINGLE_PUT = 8 << 20
+"""Up to this size a file is one request; above, a multipart upload of parts of this size."""
+_PARTS = 4
+_STREAM = 256 << 10
+
+
+class CloudStore:
+    """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried."""
+
+    def __init__(self, url: str, *, timeout: float, environ: Mapping[str, str]) -> None:
+        import obstore
+        from obstore import exceptions, store
+
+        self.url = url.rstrip("/")
+        self._obstore = obstore
+        self._exceptions = exceptions
+        options: dict[str, Any] = {
+            "connect_timeout": timedelta(seconds=min(10.0, timeout)),
+            "timeout": timedelta(seconds=max(timeout, 1.0)),
+        }
+        if any(environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
+            options["allow_http"] = True
+        common: dict[str, Any] = {"client_options": options}
+        if self.url.startswith(("s3:", "s3a:")):
+            common |= _aws(environ)
+        try:
+            self._store = store.from_url(self.url, retry_config=engine_config(timeout), **common)
+            self._once = store.from_url(self.url, retry_config=engine_config(timeout) | {"max_retries": 0}, **common)
+        except (exceptions.BaseError, ValueError) as error:
+            raise SettingsError(what=f"The store URL {url} cannot be used: {_cause(error)}") from error
+
+    def create_once(self, key: str, body: bytes) -> None:
+        with self._errors(key):
+            self._obstore.put(self._once, key, body, mode="create", use_multipart=False)
+
+    def get(self, key: str) -> bytes:
+        with self._errors(key):
+            return bytes(self._obstore.get(self._store, key).bytes())
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        if length <= 0:
+            return b""
+        with self._errors(key):
+            return bytes(self._obstore.get_range(self._store, key, start=start, length=length))
+
+    def put(self, key: str, body: bytes) -> None:
+        with self._errors(key):
+            self._obstore.put(self._store, key, body, use_multipart=False)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        with self._errors(prefix):
+            for page in self._obstore.list(self._store, prefix.rstrip("/") or None, offset=after or None):
+                for item in page:
+                    yield Entry(item["path"], item["size"], item["last_modified"].timestamp())
+
+    def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
+        hasher = Hasher()
+
+        def parts() -> Iterator[bytes]:
+            with open(source, "rb", buffering=0) as file:
+                while chunk := file.read(1 << 20):
+                    hasher.update(chunk)
+                    on_bytes(len(chunk))
+                    yield chunk
+
+        with self._errors(key):
+            if os.stat(source).st_size <= _SINGLE_PUT:
+                self._obstore.put(self._store, key, b"".join(parts()), use_multipart=False)
+            else:
+                self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
+        return Moved(hasher.size, hasher.digest)
+
+    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
+        hasher = Hasher()
+        with self._errors(key):
+            result = self._obstore.get(self._store, key)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(destination)
+            with open(destination, "xb", buffering=0) as file:
+                for chunk in result.stream(min_chunk_size=_STREAM):
+                    view = memoryview(chunk)
+                    file.write(view)
+                    hasher.update(view)
+                    on_bytes(len(view))
+                os.fchmod(file.fileno(), 0o444)
+                os.fsync(file.fileno())
+        if hasher.size != result.meta["size"]:
+            raise StoreUnavailable(store=self.url, cause=f"{key} ended after {hasher.size} of {result.meta['size']} bytes")
+        return Moved(hasher.size, hasher.digest)
+
+    def settle(self, prefix: str) -> None:
+        """An object store answers only when the object is durable."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        batch = list(keys)
+        for start in range(0, len(batch), 1000):
+            with self._errors(batch[start]), contextlib.suppress(Missing, self._exceptions.NotFoundError):
+                self._obstore.delete(self._store, batch[start : start + 1000])
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        names = self._exceptions
+        try:
+            yield
+        except names.AlreadyExistsError as error:
+            raise Exists(key) from error
+        except (names.NotFoundError, FileNotFoundError) as error:
+            if "NoSuchBucket" in str(error) or "specified bucket" in str(error):
+                raise StoreError(
+                    store=self.url, cause="the bucket does not exist", hint="Create it, or check LAUNCHER_STORE."
+                ) from error
+            raise Missing(key) from error
+        except (names.PermissionDeniedError, names.UnauthenticatedError) as error:
+            raise AccessDenied(
+                what=f"{self.url}/{key}",
+                cause=_cause(error),
+                hint="Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role).",
+            ) from error
+        except names.NotSupportedError as error:
+            raise StoreUnsupported(store=self.url, cause=_cause(error)) from error
+        except names.BaseError as error:
+            raise StoreUnavailable(store=self.url, cause=_cause(error)) from error
+
+
+def _aws(environ: Mapping[str, str]) -> dict[str, Any]:
+    if environ.get("AWS_ACCESS_KEY_ID") or not environ.get("AWS_PROFILE"):
+        return {}
+    try:
+        from boto3 import Session
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise SettingsError(
+            what="AWS_PROFILE is set, and reading profiles needs the package boto3.",
+            hint="pip install 'launcher[aws]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+        ) from error
+    return {"credential_provider": Boto3CredentialProvider(Session())}
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason of an obstore error in one line: its text nests every layer it went through."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = next((line for line in lines if not line.startswith("Debug source")), type(error).__name__)
+    return text if len(text) <= 400 else text[:400] + "…"

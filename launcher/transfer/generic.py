@@ -1,0 +1,142 @@
+"""Stores on any other fsspec protocol that can create an object only if it is absent, and the reading of any URL."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from launcher.errors import AccessDenied, StoreError, StoreUnavailable, StoreUnsupported, UsageError
+from launcher.ids import new_id
+from launcher.transfer.digest import CHUNK, Hasher
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
+
+REFUSED = frozenset({"simplecache", "filecache", "blockcache", "reference", "zip", "tar", "libarchive", "local", "dir"})
+"""fsspec protocols that wrap another URL or reach local files by another name: never taken from a person's text."""
+
+
+def check_url(url: str) -> str:
+    """The URL's scheme, or UsageError: chained URLs (`a::b`) and wrapping protocols are refused."""
+    scheme, separator, _ = url.partition("://")
+    if "::" in url or not separator or scheme in REFUSED:
+        raise UsageError(
+            what=f"{url} cannot be used: chained and wrapping URLs are not followed.", hint="Give the plain URL of the folder."
+        )
+    return scheme
+
+
+class GenericStore:
+    """An ObjectStore over an fsspec file system. As a store it must pass `prove_exclusive` once."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        check_url(url)
+        self.url = url.rstrip("/")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise StoreError(store=url, cause=str(error)) from error
+
+    def prove_exclusive(self) -> None:
+        """Creates one probe twice: raises StoreUnsupported unless the second time is refused."""
+        key = f".probe-{new_id()}"
+        self.create_once(key, b"probe")
+        try:
+            self.create_once(key, b"probe")
+        except Exists:
+            self.delete([key])
+            return
+        self.delete([key])
+        raise StoreUnsupported(store=self.url, cause="it overwrote an object that it was asked to create")
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    def create_once(self, key: str, body: bytes) -> None:
+        with self._errors(key):
+            self._fs.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
+            self._fs.pipe_file(self._path(key), body, mode="create")
+
+    def get(self, key: str) -> bytes:
+        with self._errors(key):
+            return bytes(self._fs.cat_file(self._path(key)))
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        with self._errors(key):
+            return bytes(self._fs.cat_file(self._path(key), start=start, end=start + length))
+
+    def put(self, key: str, body: bytes) -> None:
+        with self._errors(key):
+            self._fs.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
+            self._fs.pipe_file(self._path(key), body)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        with self._errors(prefix):
+            try:
+                found: dict[str, dict[str, Any]] = self._fs.find(self._path(prefix).rstrip("/"), detail=True)
+            except FileNotFoundError:
+                return
+        for path, info in sorted(found.items()):
+            key = path[len(self._root) :].lstrip("/") if path.startswith(self._root) else path
+            if key > after:
+                yield Entry(key, int(info.get("size") or 0), _modified(info))
+
+    def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
+        hasher = Hasher()
+        with self._errors(key), open(source, "rb", buffering=0) as file:
+            self._fs.makedirs(os.path.dirname(self._path(key)), exist_ok=True)
+            with self._fs.open(self._path(key), "wb") as target:
+                while chunk := file.read(CHUNK):
+                    target.write(chunk)
+                    hasher.update(chunk)
+                    on_bytes(len(chunk))
+        return Moved(hasher.size, hasher.digest)
+
+    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
+        hasher = Hasher()
+        with self._errors(key), self._fs.open(self._path(key), "rb") as source:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(destination)
+            with open(destination, "xb", buffering=0) as file:
+                while chunk := source.read(CHUNK):
+                    file.write(chunk)
+                    hasher.update(chunk)
+                    on_bytes(len(chunk))
+                os.fchmod(file.fileno(), 0o444)
+                os.fsync(file.fileno())
+        return Moved(hasher.size, hasher.digest)
+
+    def settle(self, prefix: str) -> None:
+        """fsspec has no notion of durability: what the protocol promises is what there is."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with contextlib.suppress(Missing), self._errors(key):
+                self._fs.rm_file(self._path(key))
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError as error:
+            raise Exists(key) from error
+        except FileNotFoundError as error:
+            raise Missing(key) from error
+        except PermissionError as error:
+            raise AccessDenied(what=f"{self.url}/{key}", cause=str(error)) from error
+        except NotImplementedError as error:
+            raise StoreUnsupported(store=self.url, cause=f"its protocol cannot do this ({error})") from error
+        except (OSError, TimeoutError) as error:
+            raise StoreUnavailable(store=self.url, cause=str(error) or type(error).__name__) from error
+
+
+def _modified(info: dict[str, Any]) -> float:
+    for name in ("mtime", "LastModified", "last_modified", "created"):
+        value = info.get(name)
+        if hasattr(value, "timestamp"):
+            return float(value.timestamp())
+        if isinstance(value, (int, float)):
+            return float(value)
+    return 0.0

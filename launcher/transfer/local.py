@@ -1,0 +1,188 @@
+"""A store in a folder: local disks and shared POSIX file systems.
+
+Durable, which an object store library's local engine is not (obstore's makes no fsync): what `create_once` announced is
+there after a power cut. Order: temporary file, fsync it, link it to its name (exclusive), fsync the folder. A crash before
+the link leaves a `.tmp` that nobody reads; after it, the object is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+
+from launcher.errors import AccessDenied, NoSpace, StoreError
+from launcher.ids import new_id
+from launcher.transfer.digest import Hasher, chunks
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
+
+_TEMPORARY = ".tmp-"
+
+
+class LocalStore:
+    """An ObjectStore over a folder, which is made when first written to."""
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self.url = self.root
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.root, key)
+
+    def create_once(self, key: str, body: bytes) -> None:
+        self._write(key, body, exclusive=True)
+
+    def put(self, key: str, body: bytes) -> None:
+        self._write(key, body, exclusive=False)
+
+    def _write(self, key: str, body: bytes, *, exclusive: bool) -> None:
+        path = self._path(key)
+        with self._errors(key):
+            self._make_folder(os.path.dirname(path))
+            temporary = os.path.join(os.path.dirname(path), _TEMPORARY + new_id())
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                try:
+                    _write_all(fd, memoryview(body))
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                if exclusive:
+                    try:
+                        os.link(temporary, path)
+                    except FileExistsError as error:
+                        raise Exists(key) from error
+                else:
+                    os.replace(temporary, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            _sync_folder(os.path.dirname(path))
+
+    def get(self, key: str) -> bytes:
+        with self._errors(key), open(self._path(key), "rb") as file:
+            return file.read()
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, start)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        with self._errors(prefix):
+            yield from self._list(prefix.rstrip("/"), after)
+
+    def _list(self, folder: str, after: str) -> Iterator[Entry]:
+        try:
+            with os.scandir(self._path(folder) if folder else self.root) as found:
+                items = [
+                    (f"{folder}/{item.name}" if folder else item.name, item.is_dir(follow_symlinks=False), item)
+                    for item in found
+                    if not item.name.startswith(_TEMPORARY)
+                ]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for key, is_folder, item in sorted(items, key=lambda each: each[0] + ("/" if each[1] else "")):
+            if is_folder:
+                yield from self._list(key, after)
+            elif key > after:
+                with contextlib.suppress(FileNotFoundError):
+                    status = item.stat(follow_symlinks=False)
+                    yield Entry(key, status.st_size, status.st_mtime)
+
+    def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
+        path = self._path(key)
+        with self._errors(key):
+            self._make_folder(os.path.dirname(path))
+            with open(source, "rb", buffering=0) as file:
+                return _copy(file.fileno(), path, on_bytes, mode=0o444)
+
+    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
+        with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
+            return _copy(file.fileno(), destination, on_bytes, mode=0o444)
+
+    def settle(self, prefix: str) -> None:
+        with self._errors(prefix):
+            for folder, _, _ in os.walk(self._path(prefix)):
+                _sync_folder(folder)
+            _sync_folder(os.path.dirname(self._path(prefix.rstrip("/"))))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with self._errors(key):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path(key))
+                folder = os.path.dirname(self._path(key))
+                while len(folder) > len(self.root):
+                    try:
+                        os.rmdir(folder)
+                    except OSError:
+                        break
+                    folder = os.path.dirname(folder)
+
+    def _make_folder(self, folder: str) -> None:
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for each in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(each)
+            _sync_folder(os.path.dirname(each))
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise Missing(key) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(
+                    what=key, path=self.root, need="more", free=_free(self.root), setting="LAUNCHER_STORE"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise AccessDenied(
+                    what=f"{self.root}/{key}", cause=error.strerror, hint="Check the folder's owner, or set LAUNCHER_STORE."
+                ) from error
+            raise StoreError(store=self.url, cause=f"{key}: {error.strerror}") from error
+
+
+def _copy(source: int, destination: str, on_bytes: OnBytes, *, mode: int) -> Moved:
+    hasher = Hasher()
+    # A file left by a crash in the middle of this copy is ours alone (ids are never reused): write it anew.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(destination)
+    fd = os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        for chunk in chunks(source):
+            _write_all(fd, chunk)
+            hasher.update(chunk)
+            on_bytes(len(chunk))
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return Moved(hasher.size, hasher.digest)
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _free(path: str) -> str:
+    from launcher.text import size
+
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    status = os.statvfs(path)
+    return size(status.f_bavail * status.f_frsize)

@@ -1,0 +1,122 @@
+"""The contract of every place that can hold a store, and the one exclusive create.
+
+Implementations: `local` (file systems), `cloud` (S3, GCS, Azure through obstore), `generic` (any fsspec protocol that can
+create exclusively). Keys are relative paths with `/`; a key never begins or ends with a slash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
+from launcher.transfer.retry import policy
+
+OnBytes = Callable[[int], None]
+"""Called with the number of bytes just moved, from any thread, often."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a listing: size in bytes, modified in Unix seconds by the store's own clock."""
+
+    key: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A file that was uploaded or downloaded whole: size in bytes, digest of exactly the bytes that were moved."""
+
+    size: int
+    digest: str
+
+
+class Missing(Exception):
+    """The object does not exist. Internal: callers turn it into an error that names what they looked for."""
+
+
+class Exists(Exception):
+    """The store said that the object exists already (which can also be our own, see `create`)."""
+
+
+class ObjectStore(Protocol):
+    """What a store's place must offer. Every method may be called from several threads.
+
+    All raise StoreUnavailable (retryable), StoreError or AccessDenied; a missing object is `Missing`.
+    """
+
+    url: str
+
+    def create_once(self, key: str, body: bytes) -> None:
+        """One attempt, never retried inside, to create an object that must not exist: raises Exists, or any StoreError
+        when it cannot tell. Returns only when the object is durably there and is ours. Use `create` instead."""
+
+    def get(self, key: str) -> bytes:
+        """A whole (small) object."""
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start`; shorter only at the object's end."""
+
+    def put(self, key: str, body: bytes) -> None:
+        """Writes a small object, replacing what was there: for records and caches only."""
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
+
+    def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
+        """Stores a local file; the digest is of the bytes sent."""
+
+    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
+        """Writes an object to a local path that does not exist yet; the digest is of the bytes written."""
+
+    def settle(self, prefix: str) -> None:
+        """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Removes objects; one that is missing already is no error."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The object is there and its body is the one we wanted."""
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """The object is there with another body: someone else was first."""
+
+    body: bytes
+
+
+def create(store: ObjectStore, key: str, body: bytes, *, timeout: float) -> Ours | Theirs:
+    """Creates an object that must not exist yet, and knows the truth about it afterwards.
+
+    An answer of "exists" means ours, theirs or nobody's: an answer can be lost after the object landed, and S3's 409 comes
+    with nothing written. So every doubt is settled by reading the key back: same body is ours, another is theirs, absent is
+    tried again. Bodies must carry an id of their writer. Raises CommitUnknown when the store cannot be read either within
+    `timeout` seconds; then nothing may be cleaned up.
+    """
+
+    def attempt() -> Ours | Theirs:
+        failure: Exception | None = None
+        try:
+            store.create_once(key, body)
+            return Ours()
+        except (Exists, StoreUnavailable) as error:
+            failure = error
+        try:
+            found = store.get(key)
+        except Missing as missing:
+            raise StoreUnavailable(store=store.url, cause=f"{key} was refused and is absent") from (failure or missing)
+        return Ours() if found == body else Theirs(found)
+
+    try:
+        for trial in policy(timeout):
+            with trial:
+                return attempt()
+    except StoreUnavailable as error:
+        raise CommitUnknown(key=key, store=store.url, cause=error.facts["cause"]) from error
+    raise StoreError(store=store.url, cause="no attempt was made")  # policy() always yields at least once

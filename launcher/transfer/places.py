@@ -1,0 +1,28 @@
+"""Which engine serves a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from launcher.transfer.object_store import ObjectStore
+
+
+def open_place(url: str, *, timeout: float, environ: Mapping[str, str]) -> ObjectStore:
+    """The engine for a path or URL, not contacted yet. `timeout`: seconds one operation is retried."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        from launcher.transfer.local import LocalStore
+
+        return LocalStore(os.path.expanduser(url))
+    if scheme == "file":
+        from launcher.transfer.local import LocalStore
+
+        return LocalStore(rest if rest.startswith("/") else rest.partition("/")[1] + rest.partition("/")[2])
+    from launcher.transfer.cloud import SCHEMES, CloudStore
+
+    if scheme in SCHEMES:
+        return CloudStore(url, timeout=timeout, environ=environ)
+    from launcher.transfer.generic import GenericStore
+
+    return GenericStore(url)

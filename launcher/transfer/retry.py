@@ -1,0 +1,47 @@
+"""The one retry policy: what is tried again, how often, for how long.
+
+Tried again: StoreUnavailable, which the engines raise for 429, 5xx, time-outs, resets and short bodies. Everything else
+(403, 404, no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full jitter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from launcher.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
+
+T = TypeVar("T")
+
+
+def policy(timeout: float) -> Retrying:
+    """Attempts for `for attempt in policy(timeout): with attempt: …`; the last failure is raised after `timeout` seconds."""
+    import tenacity  # 40 ms, and a local store that works never needs it
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StoreUnavailable),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+        stop=tenacity.stop_after_delay(timeout),
+        reraise=True,
+    )
+
+
+def call(function: Callable[[], T], timeout: float) -> T:
+    """Calls `function` until it succeeds, fails for good, or `timeout` seconds have passed."""
+    try:
+        return function()
+    except StoreUnavailable:
+        return policy(timeout)(function)
+
+
+def engine_config(timeout: float) -> dict[str, Any]:
+    """The same policy for obstore's own retries, which resume a body that was cut where it was cut."""
+    return {
+        "max_retries": 1000,
+        "retry_timeout": timedelta(seconds=timeout),
+        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
+    }
