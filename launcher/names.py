@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 
@@ -35,7 +34,7 @@ def clean(text: str) -> str:
     name = unicodedata.normalize("NFC", text)
     if not _mistake(name):
         return name
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = _digest(text)[:8]
     name = "".join(c if c.isalnum() or c in _PUNCTUATION else "_" for c in name)
     parts = [part.strip(" ") for part in name.split("/")]
     name = "/".join("_" if part in ("", ".", "..") else part for part in parts)[: LENGTH - 9]
@@ -48,7 +47,7 @@ def key(name: str) -> str:
     if len(component.encode()) <= LENGTH and not component.startswith("."):
         return component
     head = component.encode()[:150].decode("utf-8", "ignore").lstrip(".")
-    return f"{head}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return f"{head}~{_digest(name)[:32]}"
 
 
 def _mistake(name: str) -> str:
@@ -67,3 +66,9 @@ def _mistake(name: str) -> str:
     if _VERSION.search(name):
         return "it ends like a version (@vN)"
     return ""
+
+
+def _digest(text: str) -> str:
+    import hashlib  # 20 ms, and only unusual names need it
+
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

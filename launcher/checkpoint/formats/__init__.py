@@ -9,7 +9,7 @@ from launcher.checkpoint.formats import safetensors, torch_save
 from launcher.checkpoint.formats.pretrained import Pretrained
 from launcher.checkpoint.formats.safetensors import Safetensors
 from launcher.checkpoint.formats.torch_save import TorchSave
-from launcher.checkpoint.formats.trainer import Trainer
+from launcher.checkpoint.formats.trainer import SENTINEL, Trainer
 from launcher.checkpoint.judgement import Context, Format, Judgement
 from launcher.checkpoint.tree import Tree
 
@@ -47,6 +47,11 @@ def is_temporary(path: str) -> bool:
     """Whether the name says that somebody is writing it (or was, when he was killed)."""
     name = path.rpartition("/")[2]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TEMPORARY)
+
+
+def is_sentinel(path: str) -> bool:
+    """Whether deleting this file is how a library says that it is done."""
+    return path.rpartition("/")[2] == SENTINEL
 
 
 def without_temporaries(tree: Tree) -> Tree:

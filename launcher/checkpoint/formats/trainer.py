@@ -17,24 +17,25 @@ from launcher.checkpoint.manifest import Facts, Ready
 from launcher.checkpoint.tree import Tree, read_json, read_object
 
 _RNG = re.compile(r"rng_state_(\d+)\.pth")
-_SENTINEL = "checkpoint-is-incomplete.txt"
+SENTINEL = "checkpoint-is-incomplete.txt"
+"""Written first and removed last by JIT checkpoints; with several processes any of them may remove it early."""
 
 
 class Trainer:
     """A folder with trainer_state.json, or with what comes before it in a Trainer's folder."""
 
     name = "transformers-trainer"
-    completes = ("trainer_state.json", "rng_state_*.pth", _SENTINEL)
+    completes = ("trainer_state.json", "rng_state_*.pth", SENTINEL)
 
     def recognises(self, tree: Tree) -> bool:
         files = tree.files
-        return "trainer_state.json" in files or _SENTINEL in files or ("optimizer.pt" in files and "scheduler.pt" in files)
+        return "trainer_state.json" in files or SENTINEL in files or ("optimizer.pt" in files and "scheduler.pt" in files)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         files = tree.files
         reasons: list[str] = []
-        if _SENTINEL in files:
-            reasons.append(f"{_SENTINEL} says that it is being written")
+        if SENTINEL in files:
+            reasons.append(f"{SENTINEL} says that it is being written")
         if "trainer_state.json" not in files:
             reasons.append("trainer_state.json, which is written last, is not there")
         else:

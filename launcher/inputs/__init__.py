@@ -1,0 +1,1 @@
+"""Before the job: the node cache, the read-only mount, the source code."""

@@ -1,0 +1,1 @@
+"""During and after the job: seeing checkpoints, taking them out of the writer's reach, storing them."""
