@@ -83,7 +83,7 @@ class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A committed checkpoint. Immutable; the version number of its name is handed out apart (names/)."""
 
-    schema: int = SCHEMA
+    schema: int
     id: str
     name: str
     created: float
@@ -104,7 +104,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Abort(msgspec.Struct, frozen=True, kw_only=True):
     """A commit to not exist, created at the manifest's key by gc before it removes the files."""
 
-    schema: int = SCHEMA
+    schema: int
     id: str
     aborted: float
 

@@ -16,7 +16,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from launcher.checkpoint.manifest import File, Manifest
@@ -188,7 +188,7 @@ def remove(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def leases(held: list[Lease]) -> Iterator[None]:
+def leases(held: Iterable[Lease]) -> Iterator[None]:
     """Releases all leases at the end."""
     try:
         yield

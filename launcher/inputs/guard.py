@@ -235,7 +235,7 @@ def main(arguments: list[str]) -> int:
         os.write(report_fd, json.dumps(result).encode())
         return 73
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over an exec.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGIO):  # Ignored by us, and what is ignored stays so over an exec.
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.write(report_fd, json.dumps(result).encode() + b"\n")

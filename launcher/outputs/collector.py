@@ -15,7 +15,7 @@ from pathlib import Path
 
 from launcher import __version__
 from launcher.checkpoint import formats
-from launcher.checkpoint.manifest import Facts, Lineage, Manifest, Origin, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
 from launcher.errors import LauncherError
 from launcher.events import Emit, event
 from launcher.ids import new_id
@@ -46,6 +46,7 @@ def store_capture(store: Store, capture: Capture, job: str, *, threads: int) -> 
             unchanged=capture.unchanged,
         )
         manifest = Manifest(
+            schema=SCHEMA,
             id=identifier,
             name=capture.name,
             created=capture.captured,
@@ -97,17 +98,17 @@ class Collector:
     def put(self, capture: Capture) -> None:
         self._queue.put(capture)
 
-    def drain(self, timeout: float) -> list[tuple[Capture, str]]:
-        """Stores what is left, for at most `timeout` seconds; returns what could not be, with the reason."""
+    def drain(self, timeout: float, *, cancelled: Callable[[], bool] = lambda: False) -> list[tuple[Capture, str]]:
+        """Stores what is left, for at most `timeout` seconds or until `cancelled`; returns what could not be, and why."""
         deadline = time.monotonic() + timeout
         self._queue.put(None)
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            left = captures.load(self._spool)
-            return [(capture, f"not finished within {duration(timeout)}") for capture in left]
+        while self._thread.is_alive():
+            self._thread.join(0.05)
+            if time.monotonic() > deadline or cancelled():
+                return [(capture, "storing was stopped") for capture in captures.load(self._spool)]
         failed, self.pending = self.pending, []
         for capture, reason in failed:
-            if time.monotonic() < deadline:
+            if time.monotonic() < deadline and not self.pending:
                 self._store_one(capture)
             else:
                 self.pending.append((capture, reason))

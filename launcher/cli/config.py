@@ -1,0 +1,59 @@
+"""`launcher config`, `help` and `completion`."""
+
+from __future__ import annotations
+
+import click
+
+from launcher.cli.context import json_option, print_json, print_table
+
+
+@click.group("config")
+def group() -> None:
+    """Show the settings in force and where each came from."""
+
+
+@group.command()
+@json_option
+@click.pass_context
+def show(ctx: click.Context, as_json: bool) -> None:
+    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default."""
+    import msgspec
+
+    from launcher import settings
+
+    found, origins = settings.load(ctx.find_root().obj)
+    values = msgspec.to_builtins(found)
+    if as_json:
+        print_json({key: {"value": value, "origin": origins.get(key, "default")} for key, value in values.items()})
+        return
+    rows = [[key, str(value), origins.get(key, "default"), f"LAUNCHER_{key.upper()}"] for key, value in values.items()]
+    print_table(["SETTING", "VALUE", "ORIGIN", "VARIABLE"], rows, empty="")
+
+
+@click.command("help")
+@click.argument("topic", type=click.Choice(["exit-codes"]))
+def help_topics(topic: str) -> None:
+    """Explains a topic: exit-codes."""
+    from launcher.errors import tree
+
+    rows = [[str(error.exit_code), error.kind, "yes" if error.retryable else "no", _first(error.__doc__)] for error in tree()]
+    click.echo("The exit code is the job's own (128+n where signal n ended it). launcher's own failures:\n")
+    print_table(["CODE", "KIND", "RETRY", "MEANING"], sorted(rows, key=lambda row: (int(row[0]), row[1])), empty="")
+    click.echo("\n64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is.")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Prints the completion script of a shell: eval "$(launcher completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    from launcher.cli import cli
+
+    found = get_completion_class(shell)
+    assert found
+    click.echo(found(cli, {}, "launcher", "_LAUNCHER_COMPLETE").source())
+
+
+def _first(text: str | None) -> str:
+    return " ".join((text or "").split()).partition(". ")[0].rstrip(".")

@@ -1,0 +1,57 @@
+"""What every command needs: settings, environment, store, and tables for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from launcher import settings
+from launcher.settings import Settings
+from launcher.store.store import Store
+
+
+def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
+    """The settings in force (the main command's flags included) and the environment."""
+    environ = settings.process_environment()
+    found, _ = settings.load(ctx.find_root().obj, environ)
+    return found, environ
+
+
+def open_store(ctx: click.Context) -> Store:
+    """The store of the settings."""
+    return Store.open(*current(ctx))
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """A table on a terminal; aligned plain columns without lines, nothing cut, where the output is piped."""
+    if not rows:
+        click.echo(empty, err=True)
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    lengths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
+    for row in [columns, *rows]:
+        click.echo("  ".join(cell.ljust(length) for cell, length in zip(row, lengths)).rstrip())
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

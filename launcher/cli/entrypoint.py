@@ -1,0 +1,44 @@
+"""`launcher entrypoint`: PID 1 of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from launcher.cli.context import current
+from launcher.cli.training import _job_options
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--name", metavar="NAME", help="The job's name (LAUNCHER_NAME). [the host's name]")
+@_job_options
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND [ARGS…]")
+@click.pass_context
+def entrypoint(ctx: click.Context, words: tuple[str, ...], name: str | None, job_file: str | None, **flags: Any) -> int:
+    """Runs a command inside a container: provides its input, forwards signals, reaps, stores every checkpoint.
+
+    Everything can be set by variables: LAUNCHER_NAME, LAUNCHER_CHECKPOINT (comma-separated), LAUNCHER_ACCELS,
+    LAUNCHER_STORE, LAUNCHER_DEVICE=cpu, LAUNCHER_GRACE. A container without accelerator fails unless the device is cpu.
+
+    \b
+    In a Dockerfile:
+      ENTRYPOINT ["launcher", "entrypoint", "--"]
+      CMD ["train.py", "--epochs", "3"]
+    """
+    import socket
+
+    from launcher import main_job, names
+    from launcher.job import spec as specs
+    from launcher.runners.supervisor import catching
+
+    with catching() as signals:
+        settings, environ = current(ctx)
+        flags["env"] = specs.parse_env(flags.pop("env"), environ)
+        spec = specs.load(
+            flags | {"name": name, "runner": "entrypoint", "command": words},
+            file=job_file,
+            environ=environ,
+            defaults={"name": names.clean(socket.gethostname() or "job")},
+        )
+        return main_job.run(spec, settings, environ, signals).code

@@ -1,0 +1,275 @@
+"""`launcher training …`: start jobs and look at them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import click
+
+from launcher.cli.context import current, json_option, open_store, print_json, print_table
+
+
+def _job_options(command: Any) -> Any:
+    for option in reversed(
+        [
+            click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help="Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."),
+            click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
+            click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
+            click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
+            click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
+            click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
+            click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
+            click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="How a command is started. [auto: .py and -m by torchrun]"),
+            click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
+            click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+            click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
+            click.option("--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _run(ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]) -> int:
+    from launcher import main_job
+    from launcher.job import spec as specs
+    from launcher.runners.supervisor import catching
+
+    with catching() as signals:
+        settings, environ = current(ctx)
+        flags["env"] = specs.parse_env(flags.pop("env"), environ)
+        spec = specs.load(
+            flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ
+        )
+        return main_job.run(spec, settings, environ, signals).code
+
+
+def _run_command(kind: str) -> click.Command:
+    @click.command("run", context_settings={"ignore_unknown_options": False})
+    @click.argument("name")
+    @_job_options
+    @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")
+    @click.option("--image", metavar="IMAGE", help="Docker runner: the image; it needs the job's libraries, not launcher.")
+    @click.option("--user", metavar="USER[:GROUP]", help="Docker runner: who the job is. [you; nobody where you are root]")
+    @click.option("--network", metavar="NAME", help="Docker runner: the engine's network.")
+    @click.option("--shm-size", metavar="SIZE", help="Docker runner: size of /dev/shm. [half of the memory]")
+    @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS…]")
+    @click.pass_context
+    def run(ctx: click.Context, name: str, words: tuple[str, ...], job_file: str | None, **flags: Any) -> int:
+        """Starts a job and stays until its last checkpoint is stored. The exit code is the job's own.
+
+        The job finds its input below $FLEXAI_INPUT_CHECKPOINT_DIR (read-only) and writes to
+        $FLEXAI_OUTPUT_CHECKPOINT_DIR; every sub-directory there becomes a checkpoint.
+
+        \b
+        Examples:
+          launcher training run ft_01 -C mistral_tiny_base --accels 2 -- train.py --epochs 3
+          launcher training run ft_02 -C job:ft_01/checkpoint-500 -- train.py
+          launcher training run eval -C ft_01@v2=model -- -m lm_eval --model hf
+          launcher training run dry --runner docker --image my/image -C base -- train.py
+          launcher training run from-file --file job.yaml
+        """
+        return _run(ctx, kind, name, words, job_file, flags)
+
+    return run
+
+
+def _group(name: str, kind: str, text: str) -> click.Group:
+    group = click.Group(name, help=text)
+    group.add_command(_run_command(kind))
+    for command in (list_jobs, inspect, logs, stop, checkpoints, delete):
+        group.add_command(command)
+    return group
+
+
+@click.command("list")
+@json_option
+@click.pass_context
+def list_jobs(ctx: click.Context, as_json: bool) -> None:
+    """Lists the jobs of this machine, newest last."""
+    from launcher.job import folder as folders
+    from launcher.job.record import state
+    from launcher.text import ago
+
+    settings, _ = current(ctx)
+    jobs = []
+    for folder in folders.every(settings.data_dir):
+        record = folder.read()
+        jobs.append((record, state(record, folder.running())))
+    jobs.sort(key=lambda each: each[0].created)
+    if as_json:
+        print_json([_job_json(record, now) for record, now in jobs])
+        return
+    rows = [
+        [record.name, record.spec.kind, now, _code(record), str(len(record.checkpoints)), ago(record.created)]
+        for record, now in jobs
+    ]
+    print_table(["NAME", "KIND", "STATE", "EXIT", "CHECKPOINTS", "STARTED"], rows, empty="No job has run here.")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@click.pass_context
+def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Shows all that is known of a job."""
+    from launcher.job.folder import JobFolder
+    from launcher.job.record import state
+
+    folder = JobFolder.find(current(ctx)[0].data_dir, name)
+    record = folder.read()
+    content = _job_json(record, state(record, folder.running())) | {"folder": str(folder.path)}
+    if as_json:
+        print_json(content)
+        return
+    import msgspec
+    import yaml
+
+    plain = msgspec.to_builtins(content)
+    click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Stay until the job ends.")
+@click.option("--rank", type=int, help="Only the output of this rank.")
+@click.pass_context
+def logs(ctx: click.Context, name: str, follow: bool, rank: int | None) -> None:
+    """Prints a job's output, as it came; also while it runs."""
+    from launcher.errors import NotFoundError
+    from launcher.job.folder import JobFolder
+
+    folder = JobFolder.find(current(ctx)[0].data_dir, name)
+    paths = [folder.path / "logs" / "job.log"]
+    if rank is not None:
+        found = sorted((folder.path / "logs").glob(f"*/attempt_*/{rank}/*.log"))
+        paths = [path for path in found if path.name in ("stdout.log", "stderr.log")]
+        if not paths:
+            if rank == 0:
+                paths = [folder.path / "logs" / "job.log"]
+            else:
+                raise NotFoundError(what=f"Job {name} has no log of rank {rank}.")
+    out = sys.stdout.buffer
+    for path in paths:
+        with open(path, "rb") as file:
+            while True:
+                running = follow and folder.running()
+                while data := file.read(1 << 16):
+                    out.write(data)
+                out.flush()
+                if not running:
+                    break
+                time.sleep(0.2)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
+@click.pass_context
+def stop(ctx: click.Context, name: str, wait: str) -> None:
+    """Asks a running job to stop: it gets its grace time, and its checkpoints are stored."""
+    from launcher.errors import LockTimeout, UsageError
+    from launcher.job.folder import JobFolder
+    from launcher.settings import parse_seconds
+
+    try:
+        seconds = parse_seconds(wait)
+    except ValueError as error:
+        raise UsageError(what=f"--wait: {error}.") from error
+    folder = JobFolder.find(current(ctx)[0].data_dir, name)
+    pid = folder.owner()
+    if pid is None:
+        click.echo(f"Job {name} is not running.", err=True)
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while folder.running():
+        if time.monotonic() > deadline:
+            raise LockTimeout(what=f"Job {name}", seconds=seconds, hint="It still has grace, or is storing checkpoints.")
+        time.sleep(0.05)
+    click.echo(f"Job {name} has stopped.")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--all", "every", is_flag=True, help="Of all jobs that had this name, not only the newest.")
+@json_option
+@click.pass_context
+def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> None:
+    """Lists the checkpoints that a job wrote, also while it runs."""
+    from launcher.errors import JobNotFound
+    from launcher.job.folder import JobFolder
+
+    store = open_store(ctx)
+    found = store.of_job(name)
+    if not found:
+        try:
+            JobFolder.find(current(ctx)[0].data_dir, name)
+        except JobNotFound as error:
+            raise error from None
+    newest = max((each.manifest.origin.job for each in found if each.manifest.origin), default="")
+    if not every:
+        found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
+    if as_json:
+        from launcher.cli.checkpoint import as_document
+
+        print_json([as_document(each) for each in found])
+        return
+    from launcher.text import ago
+
+    rows = []
+    for each in found:
+        manifest, facts = each.manifest, each.manifest.facts
+        rows.append(
+            [
+                manifest.id,
+                each.label if (each.version or 1) > 1 else manifest.name,
+                str(manifest.origin.node if manifest.origin else 0),
+                "-" if facts.step is None else str(facts.step),
+                "-" if facts.train_loss is None else f"{facts.train_loss:.4f}",
+                "-" if facts.eval_loss is None else f"{facts.eval_loss:.4f}",
+                facts.architecture or manifest.format,
+                facts.library_version or "-",
+                "yes" if manifest.ready.inference else "no",
+                ago(manifest.created),
+            ]
+        )
+    columns = ["ID", "NAME", "NODE", "STEP", "TRAIN LOSS", "EVAL LOSS", "MODEL", "VERSION", "INFERENCE READY", "TIMESTAMP"]
+    print_table(columns, rows, empty=f"Job {name} has written no checkpoint.")
+
+
+@click.command()
+@click.argument("name")
+@click.pass_context
+def delete(ctx: click.Context, name: str) -> None:
+    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""
+    from launcher.errors import UsageError
+    from launcher.job.folder import JobFolder
+
+    folder = JobFolder.find(current(ctx)[0].data_dir, name)
+    if folder.running():
+        raise UsageError(what=f"Job {name} is running.", hint=f"launcher training stop {name}")
+    if any((folder.path / "spool").glob("*/capture.json")):
+        raise UsageError(
+            what=f"Job {name} has checkpoints that are not stored yet.", hint=f"Store them first: launcher recover {name}"
+        )
+    folder.delete()
+    click.echo(f"Removed job {name} ({folder.id}).")
+
+
+def _job_json(record: Any, state: str) -> dict[str, Any]:
+    import msgspec
+
+    return {"state": state} | msgspec.to_builtins(record)
+
+
+def _code(record: Any) -> str:
+    return "-" if record.outcome is None else str(record.outcome.code)
+
+
+group = _group("training", "training", "Start training jobs and look at them.")
+fine_tuning = _group("fine-tuning", "fine-tuning", "Start fine-tuning jobs and look at them.")

@@ -1,0 +1,175 @@
+"""The main job, on one page: check, prepare, run (watch beside it), collect, report."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from launcher import report
+from launcher.errors import InputChanged, LauncherError
+from launcher.events import Console, Emit, JsonLines, Redactor, to_all
+from launcher.inputs import choose, source
+from launcher.inputs.cache import NodeCache, leases
+from launcher.job.folder import JobFolder
+from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
+from launcher.job.spec import JobSpec
+from launcher.outputs.collector import Collector
+from launcher.outputs.watcher import Subject, Watcher
+from launcher.prepare import Checked, Prepared, check, prepare
+from launcher.runners.docker import Container
+from launcher.runners.process import Process
+from launcher.runners.running import Running
+from launcher.runners.supervisor import Signals, supervise
+from launcher.settings import Settings
+from launcher.store.store import Checkpoint, Store
+
+
+def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
+    """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
+    redactor = Redactor.of_environment(dict(environ) | spec.env)
+    console = Console(form=settings.log_format, redactor=redactor)
+    store = Store.open(settings, environ)
+    checked = check(spec, settings, environ, store, console)
+    signals.check()
+    folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
+    events = JsonLines(folder.path / "events.jsonl", redactor)
+    emit = to_all(console, events)
+    attempt = Attempt(number=1, host=socket.gethostname(), pid=os.getpid(), started=time.time(), device=checked.device)
+    record.attempts.append(attempt)
+    try:
+        prepared = prepare(spec, settings, environ, store, folder, checked, emit)
+        signals.check()
+        attempt.phases["prepare"] = time.time() - attempt.started
+        with leases(prepared.leases):
+            outcome = _run(spec, settings, store, folder, record, checked, prepared, signals, redactor, emit)
+    except LauncherError as error:
+        outcome = report.of_error(error)
+    attempt.outcome, attempt.ended = outcome, time.time()
+    report.finish(store, folder, record, emit)
+    events.close()
+    folder.close()
+    return outcome
+
+
+def _run(
+    spec: JobSpec,
+    settings: Settings,
+    store: Store,
+    folder: JobFolder,
+    record: JobRecord,
+    checked: Checked,
+    prepared: Prepared,
+    signals: Signals,
+    redactor: Redactor,
+    emit: Emit,
+) -> Outcome:
+    attempt = record.attempts[-1]
+
+    def committed(checkpoint: Checkpoint) -> None:
+        record.checkpoints.append(checkpoint.manifest.id)
+        folder.write(record)
+
+    collector = Collector(
+        store,
+        prepared.spool,
+        folder.id,
+        threads=settings.transfer_threads,
+        emit=emit,
+        on_changed=lambda path: watcher.again(path),
+        on_committed=committed,
+    )
+    watcher = Watcher(
+        prepared.output,
+        prepared.spool,
+        _subject(spec, checked, prepared, redactor, record),
+        world_size=spec.accels * spec.nodes if prepared.command.wrapped else None,
+        settle=spec.settle,
+        on_capture=collector.put,
+        emit=emit,
+    )
+    watcher.start()
+    started = time.time()
+    running = start(prepared, checked, folder)
+    attempt.guarantee = running.guarantee
+    attempt.inputs = [_input(each, running.rung, path) for each, (_, path) in zip(prepared.provided, prepared.mounts)]
+    folder.write(record)
+    report.started(record, emit)
+    ended = supervise(running, signals, grace=spec.grace, emit=emit)
+    left = running.close()
+    collecting = time.time()
+    salvage = watcher.finish(unknown_counts=ended.code == 0)
+    pending = collector.drain(settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take()))
+    record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
+    attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
+    changed = _verify(prepared, running, settings)
+    report.give_back(spec, prepared.output, folder)
+    report.store_outputs(store, record, prepared.output, emit)
+    steps = [each.manifest.facts.step for each in collector.committed if each.manifest.facts.step is not None]
+    return report.outcome(
+        record, ended, prepared, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
+        last_step_seen=watcher.last_step, last_step_committed=max(steps, default=None),
+    )  # fmt: skip
+
+
+def start(prepared: Prepared, checked: Checked, folder: JobFolder) -> Running:
+    """The job, started by the runner that was prepared for."""
+    log = folder.path / "logs" / "job.log"
+    if prepared.request:
+        return Container(checked.client, prepared.request, log=log)
+    return Process(
+        prepared.command.arguments,
+        env=prepared.env,
+        work_dir=prepared.work_dir,
+        mounts=prepared.mounts,
+        hide=prepared.hide,
+        rungs=prepared.rungs,
+        log=log,
+    )
+
+
+def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:
+    if running.rung not in ("permissions", "none"):
+        return None
+    cache = NodeCache(settings.cache_dir)
+    try:
+        for each in prepared.provided:
+            choose.verify(each, cache)
+    except InputChanged as error:
+        return error
+    return None
+
+
+def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Redactor, record: JobRecord) -> Subject:
+    repository, commit = spec.repository_url, checked.commit
+    if not repository:
+        repository, commit = source.head(prepared.work_dir)
+    return Subject(
+        job=spec.name,
+        attempt=record.attempts[-1].number,
+        parents=tuple(each.chosen.manifest.id for each in prepared.provided if each.chosen.manifest),
+        sources=tuple(redactor.text(each.chosen.text) for each in prepared.provided if not each.chosen.manifest),
+        repository=redactor.text(repository),
+        commit=commit,
+        command=tuple(redactor.command(spec.command)),
+    )
+
+
+def _input(provided: choose.Provided, rung: str, path: str) -> InputRecord:
+    manifest = provided.chosen.manifest
+    return InputRecord(
+        reference=provided.chosen.text,
+        checkpoint=manifest.id if manifest else None,
+        path=path,
+        rung=rung,
+        size=provided.chosen.size,
+    )
+
+
+def _redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:
+    return msgspec.structs.replace(
+        spec, command=tuple(redactor.command(spec.command)), env={key: redactor.text(value) for key, value in spec.env.items()}
+    )

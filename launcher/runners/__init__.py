@@ -1,0 +1,1 @@
+"""Where the job's processes run, and how they are kept."""

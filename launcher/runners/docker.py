@@ -1,0 +1,219 @@
+"""The docker runner: the job in a container of a real engine, hardened, with its input bound read-only by the engine.
+
+Default hardening: no new privileges, all capabilities dropped, a limit on processes, not root. `plan` is the exact request
+(`--dry-run` prints it); `Container` sends it and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
+from launcher.runners.running import Exit
+
+INPUT = "/input-checkpoint"
+OUTPUT = "/output-checkpoint"
+WORK = "/workspace"
+AGENT = "/run/launcher/agent.py"
+LOGS = "/run/launcher/logs"
+PYTHON = "python3"
+_PIDS = 32768
+_NOBODY = 65534
+
+
+def user_of(asked: str) -> tuple[str, int | None, int | None]:
+    """The container's user as the engine takes it, and the uid and gid where they are numbers.
+
+    Not root unless asked: the caller, and nobody (65534) where the caller is root.
+    """
+    if asked:
+        uid, _, gid = asked.partition(":")
+        return asked, int(uid) if uid.isdigit() else None, int(gid or uid) if (gid or uid).isdigit() else None
+    uid, gid = (os.geteuid(), os.getegid()) if os.geteuid() else (_NOBODY, _NOBODY)
+    return f"{uid}:{gid}", uid, gid
+
+
+def plan(
+    *,
+    image: str,
+    name: str,
+    job_id: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    work_dir: str,
+    inputs: Sequence[tuple[str, str]],
+    output: str,
+    folder: str,
+    agent: str,
+    user: str,
+    network: str,
+    shm_size: int,
+    gpus: int,
+) -> dict[str, Any]:
+    """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container)."""
+    binds = [{"Type": "bind", "Source": source, "Target": target, "ReadOnly": True} for source, target in inputs]
+    binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
+    binds.append({"Type": "bind", "Source": f"{folder}/logs", "Target": LOGS, "ReadOnly": False})
+    request: dict[str, Any] = {
+        "image": image,
+        "name": name,
+        "command": list(command),
+        "entrypoint": [],
+        "environment": dict(env),
+        "working_dir": WORK,
+        "user": user,
+        "mounts": binds,
+        "labels": {"launcher.job": job_id},
+        "init": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "pids_limit": _PIDS,
+        "shm_size": shm_size,
+    }
+    if network:
+        request["network"] = network
+    if gpus:
+        request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
+    return request
+
+
+def connect(image: str) -> Any:
+    """A client of an engine that answers and has the image. Raises EngineUnavailable, NotFoundError."""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except DockerException as error:
+        raise EngineUnavailable(cause=f"does not answer: {error}") from error
+    try:
+        client.images.get(image)
+    except ImageNotFound as error:
+        raise NotFoundError(
+            what=f"The Docker engine has no image {image!r}.", hint=f"docker pull {image}, or build it first."
+        ) from error
+    except DockerException as error:
+        raise EngineUnavailable(cause=f"failed: {error}") from error
+    return client
+
+
+class Container:
+    """A started container. Its output is followed live; it is removed at the end, whatever the end."""
+
+    rung = "engine"
+    guarantee = "the Docker engine binds the input read-only; the job has no capabilities and cannot gain privileges"
+
+    def __init__(self, client: Any, request: dict[str, Any], *, log: Path) -> None:
+        """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
+        from docker.errors import APIError, DockerException
+        from docker.types import DeviceRequest, Mount
+
+        arguments = dict(request)
+        arguments["mounts"] = [
+            Mount(each["Target"], each["Source"], type="bind", read_only=each["ReadOnly"]) for each in request["mounts"]
+        ]
+        if "device_requests" in arguments:
+            arguments["device_requests"] = [
+                DeviceRequest(count=each["Count"], capabilities=each["Capabilities"]) for each in request["device_requests"]
+            ]
+        self._client = client
+        self._container: Any = None
+        self._exit: Exit | None = None
+        self._failure = ""
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._container = client.containers.create(**arguments)
+            stream = self._container.attach(stdout=True, stderr=True, stream=True, logs=True, demux=True)
+            self._threads = [threading.Thread(target=self._follow, args=(stream,), name="output", daemon=True)]
+            self._threads[0].start()
+            self._container.start()
+        except APIError as error:
+            self.close()
+            text = str(error.explanation or error)
+            if "executable file not found" in text or "no such file or directory" in text and "exec" in text:
+                raise CommandNotFound(command=request["command"][0], hint=f"It is not in the image {request['image']}.") from error
+            if "permission denied" in text and "exec" in text:
+                raise CommandNotExecutable(command=request["command"][0], cause=text) from error
+            raise LocalResourceError(what=f"The Docker engine refused the container: {text}") from error
+        except DockerException as error:
+            self.close()
+            raise EngineUnavailable(cause=f"failed: {error}") from error
+        self._threads.append(threading.Thread(target=self._wait, name="container", daemon=True))
+        self._threads[1].start()
+
+    def _follow(self, stream: Any) -> None:
+        sinks = {0: [sys.stdout.fileno(), self._log], 1: [sys.stderr.fileno(), self._log]}
+        with contextlib.suppress(Exception):  # noqa: BLE001  the engine's stream ends in many ways; the exit code decides
+            for parts in stream:
+                for number, data in enumerate(parts):
+                    for sink in list(sinks[number]) if data else ():
+                        try:
+                            view = memoryview(data)
+                            while view:
+                                view = view[os.write(sink, view) :]
+                        except OSError:
+                            sinks[number].remove(sink)
+
+    def _wait(self) -> None:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        while True:
+            try:
+                code = int(self._container.wait(timeout=3600)["StatusCode"])
+                self._container.reload()
+                oom = bool(self._container.attrs["State"].get("OOMKilled"))
+                # The engine says 128+n for a signal, like a shell.
+                self._exit = Exit(code, code - 128 if 128 < code < 128 + 65 else None, oom)
+                break
+            except RequestException as error:
+                if "timed out" in str(error).lower():
+                    continue
+                self._exit = Exit(137, 9)
+                self._failure = f"the engine was lost: {error}"
+                break
+            except DockerException as error:
+                self._exit = Exit(137, 9)
+                self._failure = f"the container was lost: {error}"
+                break
+        os.write(self._ended, b"x")
+
+    def poll(self) -> Exit | None:
+        return self._exit
+
+    def signal(self, number: int) -> None:
+        from docker.errors import DockerException
+
+        with contextlib.suppress(DockerException):
+            self._container.kill(signal=number)
+
+    def kill(self) -> None:
+        self.signal(9)
+
+    def close(self) -> list[str]:
+        from docker.errors import DockerException
+
+        left = []
+        if self._container is not None:
+            if len(self._threads) > 1:
+                self._threads[0].join(5.0)
+            with contextlib.suppress(DockerException):
+                self._container.remove(force=True, v=True)
+            self._container = None
+            for fd in (self._log, self.fd, self._ended):
+                os.close(fd)
+            if self._failure:
+                left.append(self._failure)
+        return left
+
+

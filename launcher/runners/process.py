@@ -1,0 +1,182 @@
+"""The process runner: the job's processes on this machine, under the guard that mounts its input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
+from launcher.inputs import guard
+from launcher.runners.output import Pump
+from launcher.runners.running import Exit
+
+_LEFTOVER_GRACE = 5.0
+"""Seconds that processes get which outlive the job's main process, between SIGTERM and SIGKILL."""
+
+
+class Process:
+    """A job as a process tree. The launcher is the tree's subreaper, so that orphans come back to it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        work_dir: str,
+        mounts: Sequence[tuple[str, str]],
+        hide: Sequence[str],
+        rungs: Sequence[str],
+        log: Path,
+    ) -> None:
+        """Starts it. Raises CommandNotFound, CommandNotExecutable, MountFailed."""
+        become_subreaper()
+        report_reader, report_writer = os.pipe()
+        plan = {"rungs": list(rungs), "mounts": list(mounts), "hide": list(hide), "report": report_writer}
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        out_reader, out_writer = os.pipe()
+        err_reader, err_writer = os.pipe()
+        self._fds = [out_reader, err_reader, self._log]
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, json.dumps(plan), *command],
+                env=dict(env),
+                cwd=work_dir,
+                stdout=out_writer,
+                stderr=err_writer,
+                pass_fds=[report_writer],
+                start_new_session=True,
+            )
+        finally:
+            for fd in (report_writer, out_writer, err_writer):
+                os.close(fd)
+        self.pid = self._process.pid
+        self._exit: Exit | None = None
+        self._pumps = [
+            Pump(out_reader, sys.stdout.fileno(), self._log),
+            Pump(err_reader, sys.stderr.fileno(), self._log),
+        ]
+        self.fd = os.pidfd_open(self.pid)
+        with os.fdopen(report_reader, "rb") as file:
+            self.rung, self.guarantee = self._read_report(file.read(), command)
+
+    def _read_report(self, text: bytes, command: Sequence[str]) -> tuple[str, str]:
+        reports = [json.loads(line) for line in text.splitlines() if line]
+        error = next((report["error"] for report in reports if "error" in report), None)
+        failed = next((report for report in reports if "exec" in report), None)
+        if not reports or error:
+            self._process.wait()
+            self.close()
+            raise MountFailed(path="the input directory", cause=error or "the guard ended without a report")
+        if failed:
+            self._process.wait()
+            self.close()
+            if self._process.returncode == 127:
+                raise CommandNotFound(command=command[0])
+            raise CommandNotExecutable(command=command[0], cause=failed["exec"])
+        return reports[0]["rung"], "; ".join(reports[0]["notes"])
+
+    def poll(self) -> Exit | None:
+        if self._exit is None:
+            code = self._process.poll()
+            reap(self.pid if code is None else 0)
+            if code is not None:
+                self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
+        return self._exit
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        for pid in descendants():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def close(self) -> list[str]:
+        left = [f"{name(pid)} ({pid})" for pid in descendants()]
+        end_tree(_LEFTOVER_GRACE)
+        if self._fds:
+            for pump in self._pumps:
+                pump.join(2.0)
+            for fd in (*self._fds, self.fd):
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+            self._fds = []
+        return left
+
+
+def become_subreaper() -> None:
+    """Orphans below this process become its children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    guard._libc.prctl(36, 1, 0, 0, 0)
+
+
+def reap(keep: int = 0) -> None:
+    """Collects every dead child but `keep`, for which somebody else waits."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid == keep:
+            return
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(found.si_pid, os.WNOHANG)
+
+
+def end_tree(grace: float) -> None:
+    """Ends every process below this one: SIGTERM, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s
+    after the SIGKILL (a process in an uninterruptible wait cannot be waited for)."""
+    deadline = time.monotonic() + grace
+    sent: set[int] = set()
+    while pids := descendants():
+        late = time.monotonic() > deadline
+        for pid in pids:
+            if pid not in sent or late:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+                sent.add(pid)
+        reap()
+        if time.monotonic() > deadline + 2:
+            return
+        time.sleep(0.005)
+    reap()
+
+
+def descendants() -> list[int]:
+    """Process ids below this process that are not zombies, from /proc."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError):
+                with open(f"/proc/{entry}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+                parents[int(entry)] = int(fields[1]), fields[0]
+    me = os.getpid()
+    found = []
+    for pid in parents:
+        ancestor, depth = pid, 0
+        while ancestor in parents and depth < 10_000:
+            ancestor = parents[ancestor][0]
+            depth += 1
+            if ancestor == me:
+                if parents[pid][1] not in "ZX":
+                    found.append(pid)
+                break
+    return found
+
+
+def name(pid: int) -> str:
+    """The command name of a process."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"

@@ -1,0 +1,38 @@
+"""What a runner gives back: a job that is alive, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the job ended: its own code, or 128+n with the signal's number n. `oom`: the kernel killed it for memory."""
+
+    code: int
+    signal: int | None = None
+    oom: bool = False
+
+
+class Running(Protocol):
+    """A started job. Used by one thread, the supervisor's."""
+
+    fd: int
+    """Readable when `poll` may have something to say."""
+
+    rung: str
+    guarantee: str
+
+    def poll(self) -> Exit | None:
+        """How it ended, or None while it runs. Never blocks."""
+
+    def signal(self, number: int) -> None:
+        """Passes a signal to the job; no error when it has ended meanwhile."""
+
+    def kill(self) -> None:
+        """Ends all of it at once."""
+
+    def close(self) -> list[str]:
+        """After the end: stops what is left of its processes, finishes its logs, frees everything. Idempotent.
+        Returns what was left and had to be killed, in words."""
