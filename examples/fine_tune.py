@@ -11,14 +11,18 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
-TEXTS = [f"{word} and {other} went up the hill" for word in ("Jack", "Jill", "Ada", "Alan") for other in ("I", "you", "we")]
+TEXTS = [
+    f"{word} and {other} went up the hill" for word in ("Jack", "Jill", "Ada", "Alan") for other in ("I", "you", "we")
+]
 
 
 class Texts(torch.utils.data.Dataset):
     """Token ids of a few sentences, all of the same length."""
 
     def __init__(self, tokenizer):
-        self.items = tokenizer(TEXTS, padding="max_length", max_length=48, truncation=True, return_tensors="pt")["input_ids"]
+        self.items = tokenizer(TEXTS, padding="max_length", max_length=48, truncation=True, return_tensors="pt")[
+            "input_ids"
+        ]
 
     def __len__(self):
         return len(self.items)
@@ -69,6 +73,7 @@ def main():
             save_steps=arguments.save_steps,
             save_total_limit=arguments.save_total_limit,
             report_to="none",
+            ddp_find_unused_parameters=False,
             disable_tqdm=True,
             dataloader_pin_memory=False,
             seed=7,

@@ -1,6 +1,6 @@
 """Makes a tiny Mistral-like causal language model and a byte-level tokenizer in a folder; nothing is downloaded.
 
-    python examples/make_tiny_model.py DIR
+python examples/make_tiny_model.py DIR
 """
 
 import argparse

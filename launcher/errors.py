@@ -160,7 +160,9 @@ class StoreUnavailable(StoreError):
     kind = "store-unavailable"
     retryable = True
     message = "The store {store} cannot be reached: {cause}."
-    default_hint = "Check LAUNCHER_STORE, the endpoint (AWS_ENDPOINT_URL) and the network, then run the same command again."
+    default_hint = (
+        "Check LAUNCHER_STORE, the endpoint (AWS_ENDPOINT_URL) and the network, then run the same command again."
+    )
 
 
 class StoreUnsupported(StoreError):

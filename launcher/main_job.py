@@ -102,7 +102,9 @@ def _run(
     left = running.close()
     collecting = time.time()
     salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take()))
+    pending = collector.drain(
+        settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take())
+    )
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
     changed = _verify(prepared, running, settings)
@@ -171,5 +173,7 @@ def _input(provided: choose.Provided, rung: str, path: str) -> InputRecord:
 
 def _redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:
     return msgspec.structs.replace(
-        spec, command=tuple(redactor.command(spec.command)), env={key: redactor.text(value) for key, value in spec.env.items()}
+        spec,
+        command=tuple(redactor.command(spec.command)),
+        env={key: redactor.text(value) for key, value in spec.env.items()},
     )

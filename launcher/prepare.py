@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -73,9 +74,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
     python = _python(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
-    if not spec.repository_url and spec.runner != "docker":
-        torchrun.check_command(spec.command, work_dir)
-    elif spec.runner == "docker" and spec.command[0].endswith(".py") and not spec.repository_url:
+    if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
         torchrun.check_command(spec.command, work_dir)
     torchrun.command_line(spec.command, accels=spec.accels, launch=spec.launch, python=python, log_dir="")
     store.prepare()
@@ -84,7 +83,13 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
 
 
 def prepare(
-    spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, folder: JobFolder, checked: Checked, emit: Emit
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    store: Store,
+    folder: JobFolder,
+    checked: Checked,
+    emit: Emit,
 ) -> Prepared:
     """Provides the inputs and the folders. What it makes lies in the job folder and the node cache."""
     cache = NodeCache(settings.cache_dir, threads=settings.transfer_threads)
@@ -110,7 +115,6 @@ def prepare(
     verdict = folder.path / "logs" / "verdict.json"
     in_container = spec.runner == "docker"
     input_dir, output = _folders(spec, settings, environ, folder)
-    leases = tuple(each.lease for each in provided if each.lease)
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
@@ -138,46 +142,49 @@ def prepare(
     )
     hide = {str(cache.folder / "checkpoints")} if any(each.lease for each in provided) else set()
     hide |= {each.path for each in provided if each.chosen.folder}
-    spool = _spool(folder.path / "spool", output)
-    common = {
-        "command": line,
-        "output": str(output),
-        "mounts": tuple(mounts),
-        "provided": tuple(provided),
-        "spool": spool,
-        "verdict": verdict,
-        "leases": leases,
-    }
-    if in_container:
-        user, uid, gid = docker.user_of(spec.user)
-        if uid is not None and os.geteuid() == 0:
-            os.chown(output, uid, gid if gid is not None else -1)
-            os.chown(folder.path / "logs", uid, gid if gid is not None else -1)
-        gpus = spec.accels if checked.device.startswith("cuda") else 0
-        request = docker.plan(
-            image=spec.image,
-            name=f"launcher-{folder.id}",
-            job_id=folder.id,
-            command=line.arguments,
-            env={"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env,
-            work_dir=work_dir,
-            inputs=mounts,
-            output=str(output),
-            folder=str(folder.path),
-            agent=torchrun.AGENT,
-            user=user,
-            network=spec.network,
-            shm_size=spec.shm_size or _half_of_memory(),
-            gpus=gpus,
-        )
-        return Prepared(env=request["environment"], work_dir=work_dir, hide=(), rungs=("engine",), request=request, **common)
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    return Prepared(
+    prepared = Prepared(
+        command=line,
         env={"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env,
         work_dir=work_dir,
+        output=str(output),
+        mounts=tuple(mounts),
         hide=tuple(sorted(hide)),
         rungs=_rungs(settings),
-        **common,
+        provided=tuple(provided),
+        spool=_spool(folder.path / "spool", output),
+        verdict=verdict,
+        leases=tuple(each.lease for each in provided if each.lease),
+    )
+    if not in_container:
+        return prepared
+    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env
+    request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
+    return dataclasses.replace(prepared, env=inside, hide=(), rungs=("engine",), request=request)
+
+
+def _container(
+    spec: JobSpec, folder: JobFolder, prepared: Prepared, env: dict[str, str], *, gpus: int
+) -> dict[str, Any]:
+    user, uid, gid = docker.user_of(spec.user)
+    if uid is not None and os.geteuid() == 0:
+        for path in (prepared.output, folder.path / "logs"):
+            os.chown(path, uid, gid if gid is not None else -1)
+    return docker.plan(
+        image=spec.image,
+        name=f"launcher-{folder.id}",
+        job_id=folder.id,
+        command=prepared.command.arguments,
+        env=env,
+        work_dir=prepared.work_dir,
+        inputs=prepared.mounts,
+        output=prepared.output,
+        folder=str(folder.path),
+        agent=torchrun.AGENT,
+        user=user,
+        network=spec.network,
+        shm_size=spec.shm_size or _half_of_memory(),
+        gpus=gpus,
     )
 
 
@@ -192,7 +199,8 @@ def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str,
     if found.count == 0 and spec.runner != "entrypoint":
         processes = "1 process" if spec.accels == 1 else f"{spec.accels} gloo processes"
         emit(event("cpu-fallback", f"No accelerator here ({found.detail}): running {processes} on the CPU"))
-        return "cpu (no accelerator)", {}
+        # Without it, a Trainer under torchrun on a machine without accelerators trains every rank on its own (measured).
+        return "cpu (no accelerator)", {"ACCELERATE_USE_CPU": "true"}
     if found.count < spec.accels:
         hint = "Set LAUNCHER_DEVICE=cpu to run on the CPU." if found.count == 0 else None
         raise TooFewAccelerators(asked=spec.accels, found=found.count, detail=found.detail, hint=hint)

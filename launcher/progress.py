@@ -31,7 +31,9 @@ class Progress:
         self._next = self._started + _FIRST
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.seconds = time.monotonic() - self._started
         if self._bar:
             self._bar.stop()
@@ -51,14 +53,30 @@ class Progress:
                 rate = self._done / (now - self._started)
                 left = duration((self._total - self._done) / rate) if rate else "?"
                 self._emit(
-                    event("progress", f"{self._what}: {size(self._done)} of {size(self._total)}, {size(rate)}/s, {left} left")
+                    event(
+                        "progress",
+                        f"{self._what}: {size(self._done)} of {size(self._total)}, {size(rate)}/s, {left} left",
+                    )
                 )
 
     def _show_bar(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._bar.add_task(self._what, total=self._total)
         self._bar.start()

@@ -38,7 +38,9 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
     judgement = formats.judge(tree)
     if not judgement.whole and judgement.verdict != "unknown" and not force:
         raise FormatBroken(
-            source=path, cause="; ".join(judgement.reasons[:3]), hint="Push it all the same with --force, if it is what you mean."
+            source=path,
+            cause="; ".join(judgement.reasons[:3]),
+            hint="Push it all the same with --force, if it is what you mean.",
         )
     for other in tree.others:
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
@@ -74,8 +76,10 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     manifest = found.manifest
     target = os.path.abspath(destination or manifest.name.rpartition("/")[2])
     known = {file.path for file in manifest.files}
-    if os.path.isdir(target) and not {each for each in Folder.scan(target).files} <= known:
-        raise UsageError(what=f"The folder {target} holds other files.", hint="Choose a new one with --destination DIR.")
+    if os.path.isdir(target) and not set(Folder.scan(target).files) <= known:
+        raise UsageError(
+            what=f"The folder {target} holds other files.", hint="Choose a new one with --destination DIR."
+        )
     try:
         for file in manifest.files:
             Path(target, file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,8 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
 
             with ThreadPoolExecutor(threads) as pool:
                 for _ in pool.map(
-                    lambda file: fetch_file(store, manifest, file, os.path.join(target, file.path), progress.add), manifest.files
+                    lambda file: fetch_file(store, manifest, file, os.path.join(target, file.path), progress.add),
+                    manifest.files,
                 ):
                     pass
         for file in manifest.files:
@@ -105,9 +110,10 @@ def verify(target: str, store: Callable[[], Store], *, read_data: bool) -> dict[
     else:
         opened = store()
         found = opened.resolve(ref)
-        tree = _Stored(opened, found.manifest)
+        stored = _Stored(opened, found.manifest)
+        tree = stored
         judgement = formats.judge(tree)
-        reasons = list(tree.damage(read_data))
+        reasons = stored.damage(read_data)
         if reasons:
             judgement = Judgement("broken", judgement.format, tuple(reasons))
         elif judgement.verdict == "unknown":
@@ -161,7 +167,9 @@ class _Stored:
         for file in self._manifest.files:
             size = stored.get(self._prefix + file.path)
             if size != file.size:
-                reasons.append(f"{file.path} is missing" if size is None else f"{file.path} has {size} of {file.size} bytes")
+                reasons.append(
+                    f"{file.path} is missing" if size is None else f"{file.path} has {size} of {file.size} bytes"
+                )
         if read_data and not reasons:
             import tempfile
 

@@ -200,7 +200,10 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
     attempt = record.attempts[-1]
     result = attempt.outcome
     assert result
-    lines = [f"Job {record.name}: {result.cause} Exit code {result.code}" + ("." if result.origin == "job" else " (launcher's).")]
+    lines = [
+        f"Job {record.name}: {result.cause} Exit code {result.code}"
+        + ("." if result.origin == "job" else " (launcher's).")
+    ]
     phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in attempt.phases.items())
     if phases:
         lines.append(f"Time: {phases}")
@@ -220,7 +223,9 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
     if result.hint:
         lines.append(result.hint)
     elif rows:
-        lines.append(f"Next: launcher training checkpoints {record.name}  ·  launcher training run NAME -C job:{record.name} -- …")
+        lines.append(
+            f"Next: launcher training checkpoints {record.name}  ·  launcher training run NAME -C job:{record.name} -- …"
+        )
     elif result.code:
         lines.append(f"Log: launcher training logs {record.name}")
     return "\n".join(lines)

@@ -183,7 +183,9 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
             layers.append((str(path), read_yaml(path)))
         settings, origins = layered(Settings, layers)
     except Mistakes as error:
-        raise SettingsError(what="; ".join(error.lines) + ".", hint="`launcher config show` lists every setting.") from error
+        raise SettingsError(
+            what="; ".join(error.lines) + ".", hint="`launcher config show` lists every setting."
+        ) from error
     except ValueError as error:
         raise SettingsError(what=str(error)) from error
     return resolve_defaults(settings, env), origins
@@ -192,7 +194,9 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
 def config_file(env: Mapping[str, str]) -> Path:
     """The user's configuration file: $LAUNCHER_CONFIG, else config.yaml in the user's configuration folder."""
     named = env.get("LAUNCHER_CONFIG")
-    return Path(named) if named else _user_folder(env, "XDG_CONFIG_HOME", ".config", "Library/Preferences") / "config.yaml"
+    return (
+        Path(named) if named else _user_folder(env, "XDG_CONFIG_HOME", ".config", "Library/Preferences") / "config.yaml"
+    )
 
 
 def resolve_defaults(settings: Settings, env: Mapping[str, str]) -> Settings:

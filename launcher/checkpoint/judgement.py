@@ -43,11 +43,13 @@ class Judgement:
 class Format(Protocol):
     """One library's layout. Add one as one file in `formats/` and a line in its list."""
 
-    name: str
-    """Stable name, stored in manifests."""
+    @property
+    def name(self) -> str:
+        """Stable name, stored in manifests."""
 
-    completes: tuple[str, ...]
-    """Shell patterns of the file names whose closing may make the checkpoint whole."""
+    @property
+    def completes(self) -> tuple[str, ...]:
+        """Shell patterns of the file names whose closing may make the checkpoint whole."""
 
     def recognises(self, tree: Tree) -> bool:
         """Whether this library wrote the folder, whole or not."""

@@ -15,7 +15,8 @@ JSON_LIMIT = 64 << 20
 class Tree(Protocol):
     """Files below one folder: relative path to size in bytes."""
 
-    files: Mapping[str, int]
+    @property
+    def files(self) -> Mapping[str, int]: ...
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """Up to `length` bytes from `start`. Raises OSError when the file cannot be read (any more)."""

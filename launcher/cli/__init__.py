@@ -38,7 +38,9 @@ class _Lazy(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _GROUPS:
             import difflib
 
@@ -58,7 +60,9 @@ class _Lazy(click.Group):
 )
 @click.version_option(__version__, "--version", prog_name="launcher")
 @click.option("--store", metavar="URL", help="Where checkpoints live (variable LAUNCHER_STORE).")
-@click.option("--log-format", type=click.Choice(["auto", "plain", "json"]), help="How launcher's own lines look on stderr.")
+@click.option(
+    "--log-format", type=click.Choice(["auto", "plain", "json"]), help="How launcher's own lines look on stderr."
+)
 @click.pass_context
 def cli(ctx: click.Context, store: str | None, log_format: str | None) -> None:
     """Starts a training, fine-tuning or inference job from a checkpoint, and brings every checkpoint it writes back."""
@@ -92,7 +96,12 @@ def _show(error: LauncherError, words: list[str]) -> None:
     if "--json" in words:
         import json
 
-        detail: dict[str, Any] = {"error": error.kind, "message": error.text, "hint": error.hint, "exit_code": error.exit_code}
+        detail: dict[str, Any] = {
+            "error": error.kind,
+            "message": error.text,
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
         click.echo(json.dumps(detail))
         return
     click.echo(click.style("launcher: error: ", fg="red") + error.text, err=True)

@@ -19,7 +19,9 @@ def group() -> None:
 
 @group.command()
 @click.argument("name")
-@click.option("--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file.")
+@click.option(
+    "--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file."
+)
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
 @json_option
 @click.pass_context
@@ -41,7 +43,9 @@ def push(ctx: click.Context, name: str, path: str, force: bool, as_json: bool) -
     else:
         from launcher.text import size
 
-        click.echo(f"Pushed {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}")
+        click.echo(
+            f"Pushed {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}"
+        )
 
 
 @group.command("list")
@@ -51,7 +55,7 @@ def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
     """Lists every checkpoint of the store, oldest first."""
     from launcher.text import ago, size
 
-    found = open_store(ctx).list()
+    found = open_store(ctx).checkpoints()
     if as_json:
         print_json([as_document(each) for each in found])
         return
@@ -143,7 +147,12 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
     facts = msgspec.structs.asdict(manifest.facts)
     return {
         "kind": "checkpoint",
-        "metadata": {"name": manifest.name, "id": manifest.id, "version": checkpoint.version, "created": manifest.created},
+        "metadata": {
+            "name": manifest.name,
+            "id": manifest.id,
+            "version": checkpoint.version,
+            "created": manifest.created,
+        },
         "spec": {"origin": plain.get("origin"), "lineage": plain.get("lineage", {})},
         "status": {
             "status": "available",
@@ -154,5 +163,3 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
             "files": plain["files"],
         },
     }
-
-

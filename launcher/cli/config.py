@@ -36,7 +36,10 @@ def help_topics(topic: str) -> None:
     """Explains a topic: exit-codes."""
     from launcher.errors import tree
 
-    rows = [[str(error.exit_code), error.kind, "yes" if error.retryable else "no", _first(error.__doc__)] for error in tree()]
+    rows = [
+        [str(error.exit_code), error.kind, "yes" if error.retryable else "no", _first(error.__doc__)]
+        for error in tree()
+    ]
     click.echo("The exit code is the job's own (128+n where signal n ended it). launcher's own failures:\n")
     print_table(["CODE", "KIND", "RETRY", "MEANING"], sorted(rows, key=lambda row: (int(row[0]), row[1])), empty="")
     click.echo("\n64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is.")

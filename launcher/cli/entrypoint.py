@@ -15,7 +15,9 @@ from launcher.cli.training import _job_options
 @_job_options
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND [ARGS…]")
 @click.pass_context
-def entrypoint(ctx: click.Context, words: tuple[str, ...], name: str | None, job_file: str | None, **flags: Any) -> int:
+def entrypoint(
+    ctx: click.Context, /, words: tuple[str, ...], name: str | None, job_file: str | None, **flags: Any
+) -> int:
     """Runs a command inside a container: provides its input, forwards signals, reaps, stores every checkpoint.
 
     Everything can be set by variables: LAUNCHER_NAME, LAUNCHER_CHECKPOINT (comma-separated), LAUNCHER_ACCELS,

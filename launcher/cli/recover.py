@@ -49,7 +49,9 @@ def recover(ctx: click.Context, name: str) -> None:
         folder.write(record)
     finally:
         folder.close()
-    click.echo(f"Stored {len(stored)} checkpoint(s) of job {name}." if stored else f"Job {name}: everything whole is stored.")
+    click.echo(
+        f"Stored {len(stored)} checkpoint(s) of job {name}." if stored else f"Job {name}: everything whole is stored."
+    )
     if pending:
         raise CollectionIncomplete(
             count=len(pending),

@@ -34,7 +34,9 @@ def _job_options(command: Any) -> Any:
     return command
 
 
-def _run(ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]) -> int:
+def _run(
+    ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]
+) -> int:
     from launcher import main_job
     from launcher.job import spec as specs
     from launcher.runners.supervisor import catching
@@ -42,9 +44,7 @@ def _run(ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_f
     with catching() as signals:
         settings, environ = current(ctx)
         flags["env"] = specs.parse_env(flags.pop("env"), environ)
-        spec = specs.load(
-            flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ
-        )
+        spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
         return main_job.run(spec, settings, environ, signals).code
 
 
@@ -53,13 +53,17 @@ def _run_command(kind: str) -> click.Command:
     @click.argument("name")
     @_job_options
     @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")
-    @click.option("--image", metavar="IMAGE", help="Docker runner: the image; it needs the job's libraries, not launcher.")
-    @click.option("--user", metavar="USER[:GROUP]", help="Docker runner: who the job is. [you; nobody where you are root]")
+    @click.option(
+        "--image", metavar="IMAGE", help="Docker runner: the image; it needs the job's libraries, not launcher."
+    )
+    @click.option(
+        "--user", metavar="USER[:GROUP]", help="Docker runner: who the job is. [you; nobody where you are root]"
+    )
     @click.option("--network", metavar="NAME", help="Docker runner: the engine's network.")
     @click.option("--shm-size", metavar="SIZE", help="Docker runner: size of /dev/shm. [half of the memory]")
     @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS…]")
     @click.pass_context
-    def run(ctx: click.Context, name: str, words: tuple[str, ...], job_file: str | None, **flags: Any) -> int:
+    def run(ctx: click.Context, /, name: str, words: tuple[str, ...], job_file: str | None, **flags: Any) -> int:
         """Starts a job and stays until its last checkpoint is stored. The exit code is the job's own.
 
         The job finds its input below $FLEXAI_INPUT_CHECKPOINT_DIR (read-only) and writes to
@@ -189,7 +193,9 @@ def stop(ctx: click.Context, name: str, wait: str) -> None:
     deadline = time.monotonic() + seconds
     while folder.running():
         if time.monotonic() > deadline:
-            raise LockTimeout(what=f"Job {name}", seconds=seconds, hint="It still has grace, or is storing checkpoints.")
+            raise LockTimeout(
+                what=f"Job {name}", seconds=seconds, hint="It still has grace, or is storing checkpoints."
+            )
         time.sleep(0.05)
     click.echo(f"Job {name} has stopped.")
 
@@ -238,7 +244,18 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
                 ago(manifest.created),
             ]
         )
-    columns = ["ID", "NAME", "NODE", "STEP", "TRAIN LOSS", "EVAL LOSS", "MODEL", "VERSION", "INFERENCE READY", "TIMESTAMP"]
+    columns = [
+        "ID",
+        "NAME",
+        "NODE",
+        "STEP",
+        "TRAIN LOSS",
+        "EVAL LOSS",
+        "MODEL",
+        "VERSION",
+        "INFERENCE READY",
+        "TIMESTAMP",
+    ]
     print_table(columns, rows, empty=f"Job {name} has written no checkpoint.")
 
 
@@ -255,7 +272,8 @@ def delete(ctx: click.Context, name: str) -> None:
         raise UsageError(what=f"Job {name} is running.", hint=f"launcher training stop {name}")
     if any((folder.path / "spool").glob("*/capture.json")):
         raise UsageError(
-            what=f"Job {name} has checkpoints that are not stored yet.", hint=f"Store them first: launcher recover {name}"
+            what=f"Job {name} has checkpoints that are not stored yet.",
+            hint=f"Store them first: launcher recover {name}",
         )
     folder.delete()
     click.echo(f"Removed job {name} ({folder.id}).")
@@ -264,7 +282,8 @@ def delete(ctx: click.Context, name: str) -> None:
 def _job_json(record: Any, state: str) -> dict[str, Any]:
     import msgspec
 
-    return {"state": state} | msgspec.to_builtins(record)
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    return {"state": state} | plain
 
 
 def _code(record: Any) -> str:

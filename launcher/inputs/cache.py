@@ -79,9 +79,7 @@ class NodeCache:
 
         return self._make(manifest.id, manifest.size, f"checkpoint {manifest.name}", download)
 
-    def _make(
-        self, identifier: str, size: int, what: str, download: Callable[[Path], None]
-    ) -> tuple[Path, Lease]:
+    def _make(self, identifier: str, size: int, what: str, download: Callable[[Path], None]) -> tuple[Path, Lease]:
         try:
             for part in ("checkpoints", "partial", "locks"):
                 (self.folder / part).mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -136,7 +134,11 @@ class NodeCache:
             have = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
             if size - have > free:
                 raise NoSpace(
-                    what=what, path=self.folder, need=as_size(size - have), free=as_size(free), setting="LAUNCHER_CACHE_DIR"
+                    what=what,
+                    path=self.folder,
+                    need=as_size(size - have),
+                    free=as_size(free),
+                    setting="LAUNCHER_CACHE_DIR",
                 )
             download(partial)
             for folder, _, _ in os.walk(partial, topdown=False):

@@ -85,7 +85,9 @@ def _resolved(
     if ref.kind == "path":
         folder = os.path.abspath(os.path.expanduser(ref.value))
         if not os.path.isdir(folder):
-            cause = "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
+            cause = (
+                "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
+            )
             raise SourceNotFound(source=text, cause=cause)
         try:
             if not os.listdir(folder):

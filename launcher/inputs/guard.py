@@ -199,7 +199,10 @@ def _protect(plan: dict[str, object]) -> dict[str, object]:
             refused[rung] = error.strerror or str(error)
             if rung in ("bind", "userns"):
                 return {"error": f"{rung}: {refused[rung]}", "refused": refused}
-    return {"error": "no rung holds: " + "; ".join(f"{rung}: {why}" for rung, why in refused.items()), "refused": refused}
+    return {
+        "error": "no rung holds: " + "; ".join(f"{rung}: {why}" for rung, why in refused.items()),
+        "refused": refused,
+    }
 
 
 def _possible(rung: str, refused: dict[str, str]) -> bool:
@@ -235,7 +238,11 @@ def main(arguments: list[str]) -> int:
         os.write(report_fd, json.dumps(result).encode())
         return 73
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGIO):  # Ignored by us, and what is ignored stays so over an exec.
+    for number in (
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+        signal.SIGIO,
+    ):  # Ignored by us, and what is ignored stays so over an exec.
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.write(report_fd, json.dumps(result).encode() + b"\n")

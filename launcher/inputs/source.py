@@ -23,7 +23,7 @@ def check(url: str, revision: str, environ: dict[str, str]) -> str:
     if url.startswith("-") or revision.startswith("-") or "::" in url:
         raise UsageError(what=f"{url!r} at {revision!r} is no repository.")
     listed = _git(["ls-remote", "--quiet", "--", url], environ, f"The repository {url} cannot be read")
-    refs = dict(reversed(line.split("\t", 1)) for line in listed.splitlines() if "\t" in line)
+    refs = {name: commit for commit, tab, name in (line.partition("\t") for line in listed.splitlines()) if tab}
     if not revision:
         if "HEAD" not in refs:
             raise NotFoundError(what=f"The repository {url} has no commit.")
@@ -46,7 +46,11 @@ def fetch(url: str, commit: str, folder: Path, environ: dict[str, str]) -> None:
     folder.mkdir(parents=True)
     _git(["init", "--quiet", "--template=", str(folder)], environ, what)
     inside = ["-C", str(folder)]
-    _git([*inside, "fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", url, commit], environ, what)
+    _git(
+        [*inside, "fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", url, commit],
+        environ,
+        what,
+    )
     _git([*inside, "checkout", "--quiet", "--detach", "FETCH_HEAD"], environ, what)
 
 
@@ -61,8 +65,12 @@ def _git(arguments: list[str], environ: dict[str, str], what: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise NotFoundError(what=f"{what}: no answer within 600 s.") from error
     if done.returncode:
-        cause = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"git ended with {done.returncode}")
-        raise NotFoundError(what=f"{what}: {cause.removeprefix('fatal: ')}.", hint="Check --repository-url and your access to it.")
+        cause = next(
+            (line for line in reversed(done.stderr.splitlines()) if line.strip()), f"git ended with {done.returncode}"
+        )
+        raise NotFoundError(
+            what=f"{what}: {cause.removeprefix('fatal: ')}.", hint="Check --repository-url and your access to it."
+        )
     return done.stdout
 
 

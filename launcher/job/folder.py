@@ -1,13 +1,13 @@
 """The job folder: where a job's record, events, logs, outputs and captures lie on this machine.
 
-    <data>/jobs/<name>/<id>/
-      lock            held (flock) by the launcher that runs it; the kernel frees it however that process ends
-      record.json     JobRecord
-      events.jsonl    every event, appended
-      result.json     Outcome of the last attempt
-      logs/           job.log (all output as it came), rank-R.log
-      input-checkpoint/  output-checkpoint/  output/
-      spool/          captures that are not stored yet
+<data>/jobs/<name>/<id>/
+  lock            held (flock) by the launcher that runs it; the kernel frees it however that process ends
+  record.json     JobRecord
+  events.jsonl    every event, appended
+  result.json     Outcome of the last attempt
+  logs/           job.log (all output as it came), rank-R.log
+  input-checkpoint/  output-checkpoint/  output/
+  spool/          captures that are not stored yet
 """
 
 from __future__ import annotations

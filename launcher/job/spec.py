@@ -90,7 +90,9 @@ def load(
         mistakes += _check(spec)
     if mistakes:
         raise UsageError(
-            what="\n".join(mistakes) if len(mistakes) == 1 else f"{len(mistakes)} mistakes:\n  " + "\n  ".join(mistakes),
+            what="\n".join(mistakes)
+            if len(mistakes) == 1
+            else f"{len(mistakes)} mistakes:\n  " + "\n  ".join(mistakes),
             hint="`launcher training run --help` shows the flags, with examples.",
         )
     return msgspec.structs.replace(spec, name=names.check(spec.name, "job name"))

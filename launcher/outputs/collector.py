@@ -131,7 +131,9 @@ class Collector:
         except LauncherError as error:
             self.pending.append((capture, error.text))
             self._emit(
-                event("checkpoint-pending", f"{capture.name} is not stored yet: {error.text}", "warning", kind=error.kind)
+                event(
+                    "checkpoint-pending", f"{capture.name} is not stored yet: {error.text}", "warning", error=error.kind
+                )
             )
         else:
             captures.discard(capture.id, self._spool)

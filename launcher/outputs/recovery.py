@@ -14,7 +14,15 @@ from launcher.store.store import Checkpoint, Store
 
 
 def recover(
-    store: Store, spool: Path, output: str, job_id: str, subject: Subject, *, committed: set[str], threads: int, emit: Emit
+    store: Store,
+    spool: Path,
+    output: str,
+    job_id: str,
+    subject: Subject,
+    *,
+    committed: set[str],
+    threads: int,
+    emit: Emit,
 ) -> tuple[list[Checkpoint], list[tuple[Capture, str]]]:
     """Stores what the spool holds, then what lies whole in the output directory and was never captured.
 
@@ -29,7 +37,13 @@ def recover(
         if each.manifest.origin
     }
     collector = Collector(
-        store, spool, job_id, threads=threads, emit=emit, on_changed=lambda path: None, on_committed=lambda checkpoint: None
+        store,
+        spool,
+        job_id,
+        threads=threads,
+        emit=emit,
+        on_changed=lambda path: None,
+        on_committed=lambda checkpoint: None,
     )
     for capture in captures.load(spool):
         known.add((capture.path, _files(capture)))

@@ -22,6 +22,7 @@ from launcher.checkpoint import formats
 from launcher.checkpoint.judgement import Context, Judgement
 from launcher.checkpoint.tree import Folder
 from launcher.events import Emit, event
+from launcher.ids import new_id
 from launcher.outputs import capture as captures
 from launcher.outputs.capture import Capture, Identity, Vanished
 from launcher.outputs.inotify import CREATE, DELETE, MOVED_FROM, MOVED_TO, Inotify, Notice
@@ -108,7 +109,9 @@ class Watcher:
         try:
             self._inotify = Inotify(self.root)
         except OSError as error:
-            self._emit(event("watch-degraded", f"inotify is not available ({error.strerror}): scanning instead", "warning"))
+            self._emit(
+                event("watch-degraded", f"inotify is not available ({error.strerror}): scanning instead", "warning")
+            )
         for candidate in self._scan().values():
             candidate.captured = candidate.seen
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -182,7 +185,7 @@ class Watcher:
 
     def _notice(self, notice: Notice) -> None:
         path = notice.path
-        top, slash, inner = path.partition("/")
+        top, slash, _ = path.partition("/")
         if top == SPOOL:
             return
         name = path.rpartition("/")[2]
@@ -217,7 +220,9 @@ class Watcher:
     def _report(self, path: str, reason: str) -> None:
         self.reported.append((self._name(path), reason))
         self._emit(
-            event("checkpoint-skipped", f"Not collected: {printable(path)}: {reason}", "warning", path=path, reason=reason)
+            event(
+                "checkpoint-skipped", f"Not collected: {printable(path)}: {reason}", "warning", path=path, reason=reason
+            )
         )
 
     def _name(self, path: str) -> str:
@@ -369,7 +374,11 @@ class Watcher:
             return False
         except OSError as error:
             self._links = False
-            self._emit(event("capture-degraded", f"The file system cannot link ({error.strerror}): reading in place", "warning"))
+            self._emit(
+                event(
+                    "capture-degraded", f"The file system cannot link ({error.strerror}): reading in place", "warning"
+                )
+            )
             return self._capture(candidate, files, judgement)
         # What was linked must be what was judged: a file replaced in between is another inode, size or time.
         if captures.snapshot(str(target), files) != files:
@@ -382,7 +391,7 @@ class Watcher:
 
     def _capture_in_place(self, path: str, files: dict[str, Identity], judgement: Judgement) -> bool:
         root = os.path.join(self.root, path) if os.path.isdir(os.path.join(self.root, path)) else self.root
-        identifier = captures.new_id()
+        identifier = new_id()
         self._made(identifier, path, root, False, files, judgement)
         return True
 
@@ -415,7 +424,9 @@ class Watcher:
         captures.save(made, self.spool)
         if step is not None:
             self.last_step = max(step, self.last_step or 0)
-        self._emit(event("checkpoint-captured", f"Captured {made.name}", "debug", name=made.name, id=made.id, step=step))
+        self._emit(
+            event("checkpoint-captured", f"Captured {made.name}", "debug", name=made.name, id=made.id, step=step)
+        )
         self._on_capture(made)
 
 

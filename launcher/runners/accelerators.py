@@ -7,6 +7,7 @@ accelerator was at hand.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -47,11 +48,10 @@ def detect(env: Mapping[str, str], *, root: str = "/", nvml: Any = None) -> Acce
 
 
 def _nvidia(nvml: Any) -> tuple[list[str], str]:
-    if nvml is None:
-        try:
-            import pynvml as nvml
-        except ImportError:
-            return [], "the package nvidia-ml-py is missing"
+    try:
+        nvml = nvml or importlib.import_module("pynvml")
+    except ImportError:
+        return [], "the package nvidia-ml-py is missing"
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

@@ -22,7 +22,7 @@ def main(arguments: List[str]) -> int:
     except ChildFailedError as error:
         print(error, file=sys.stderr, flush=True)
         rank, failure = error.get_first_failure()
-        code = failure.exitcode
+        code: int = failure.exitcode
         if verdict:
             message = failure.message if isinstance(failure.message, str) else str(failure.message)
             with open(verdict, "w") as file:

@@ -33,8 +33,9 @@ def user_of(asked: str) -> tuple[str, int | None, int | None]:
     Not root unless asked: the caller, and nobody (65534) where the caller is root.
     """
     if asked:
-        uid, _, gid = asked.partition(":")
-        return asked, int(uid) if uid.isdigit() else None, int(gid or uid) if (gid or uid).isdigit() else None
+        name, _, group = asked.partition(":")
+        group = group or name
+        return asked, int(name) if name.isdigit() else None, int(group) if group.isdigit() else None
     uid, gid = (os.geteuid(), os.getegid()) if os.geteuid() else (_NOBODY, _NOBODY)
     return f"{uid}:{gid}", uid, gid
 
@@ -123,7 +124,8 @@ class Container:
         ]
         if "device_requests" in arguments:
             arguments["device_requests"] = [
-                DeviceRequest(count=each["Count"], capabilities=each["Capabilities"]) for each in request["device_requests"]
+                DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
+                for each in request["device_requests"]
             ]
         self._client = client
         self._container: Any = None
@@ -140,8 +142,10 @@ class Container:
         except APIError as error:
             self.close()
             text = str(error.explanation or error)
-            if "executable file not found" in text or "no such file or directory" in text and "exec" in text:
-                raise CommandNotFound(command=request["command"][0], hint=f"It is not in the image {request['image']}.") from error
+            if "executable file not found" in text or ("no such file or directory" in text and "exec" in text):
+                raise CommandNotFound(
+                    command=request["command"][0], hint=f"It is not in the image {request['image']}."
+                ) from error
             if "permission denied" in text and "exec" in text:
                 raise CommandNotExecutable(command=request["command"][0], cause=text) from error
             raise LocalResourceError(what=f"The Docker engine refused the container: {text}") from error
@@ -153,7 +157,7 @@ class Container:
 
     def _follow(self, stream: Any) -> None:
         sinks = {0: [sys.stdout.fileno(), self._log], 1: [sys.stderr.fileno(), self._log]}
-        with contextlib.suppress(Exception):  # noqa: BLE001  the engine's stream ends in many ways; the exit code decides
+        with contextlib.suppress(Exception):
             for parts in stream:
                 for number, data in enumerate(parts):
                     for sink in list(sinks[number]) if data else ():
@@ -215,5 +219,3 @@ class Container:
             if self._failure:
                 left.append(self._failure)
         return left
-
-

@@ -12,7 +12,9 @@ from launcher.errors import CommandNotExecutable, CommandNotFound, UsageError
 
 AGENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "agent.py")
 _LAUNCHERS = frozenset({"torchrun", "accelerate", "deepspeed", "mpirun", "mpiexec", "srun", "horovodrun", "composer"})
-_LAUNCHER_MODULES = frozenset({"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch", "deepspeed"})
+_LAUNCHER_MODULES = frozenset(
+    {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch", "deepspeed"}
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ def command_line(
     """
     interpreter, target = _python_target(command, python)
     if launch == "torchrun" and target is None:
-        raise UsageError(what=f"torchrun starts Python scripts and modules, not {command[0]!r}.", hint="Use --launch exec.")
+        raise UsageError(
+            what=f"torchrun starts Python scripts and modules, not {command[0]!r}.", hint="Use --launch exec."
+        )
     if target is None or launch == "exec":
         if command[0].endswith(".py") or command[0] == "-m":
             return CommandLine((python, *command), 1, False)
@@ -81,7 +85,9 @@ def check_command(command: Sequence[str], work_dir: str) -> None:
             if not os.path.exists(path):
                 raise CommandNotFound(command=first, hint=f"There is no {path}.")
             if os.path.isdir(path) or not os.access(path, os.X_OK):
-                raise CommandNotExecutable(command=first, cause="it is a folder" if os.path.isdir(path) else "chmod +x it")
+                raise CommandNotExecutable(
+                    command=first, cause="it is a folder" if os.path.isdir(path) else "chmod +x it"
+                )
         elif not shutil.which(first):
             raise CommandNotFound(command=first, hint="It is not on PATH.")
     script = first if first.endswith(".py") else next((word for word in rest[:2] if word.endswith(".py")), None)

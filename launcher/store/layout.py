@@ -1,11 +1,11 @@
 """The keys of a store.
 
-    store.json                          schema of the store; created once, exclusively
-    checkpoints/<id>/<path>             the files as the job wrote them: any tool can read them from here
-    manifests/<id>.json                 the commit point, created last and exclusively
-    names/<key>/v00000001.json          {checkpoint id}; exclusive creation hands out version numbers
-    deleted/<id>.json                   tombstones
-    jobs/<id>/…                         record.json, events.jsonl, logs/, outputs/
+store.json                          schema of the store; created once, exclusively
+checkpoints/<id>/<path>             the files as the job wrote them: any tool can read them from here
+manifests/<id>.json                 the commit point, created last and exclusively
+names/<key>/v00000001.json          {checkpoint id}; exclusive creation hands out version numbers
+deleted/<id>.json                   tombstones
+jobs/<id>/…                         record.json, events.jsonl, logs/, outputs/
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ class Store:
         """Gives the checkpoint the next version of its name. `again`: it may have one from an earlier try."""
         numbers = self._version_numbers(manifest.name)
         if again:
-            for number in reversed(numbers):
-                if self._version_body(manifest.name, number).checkpoint == manifest.id:
-                    return number
+            known = self._version_of(manifest)
+            if known:
+                return known
         number = max(numbers, default=0) + 1
         body = msgspec.json.encode(VersionBody(manifest.id, manifest.name))
         while True:
@@ -245,11 +245,13 @@ class Store:
             raise CheckpointNotFound(ref=ref.text, store=self.url, hint=error.hint) from None
         if found.manifest.origin is None:
             raise CheckpointNotFound(
-                ref=ref.text, store=self.url, hint=f"{ref.value} was pushed, not written by a job: use -C {ref.value!r}."
+                ref=ref.text,
+                store=self.url,
+                hint=f"{ref.value} was pushed, not written by a job: use -C {ref.value!r}.",
             )
         return found
 
-    def list(self) -> list[Checkpoint]:
+    def checkpoints(self) -> list[Checkpoint]:
         """Every checkpoint, oldest first; damaged manifests are left out (`damaged` names them)."""
         return self._load(self._ids(), self._all_versions())
 
@@ -318,7 +320,7 @@ class Store:
             raise StoreError(store=self.url, cause=f"{key} is damaged ({error})") from error
 
     def _hint(self, ref: Reference) -> str | None:
-        known = {found.manifest.name for found in self.list()}
+        known = {found.manifest.name for found in self.checkpoints()}
         near = nearest(ref.value, known)
         if near:
             return f"Nearest names: {', '.join(near)}"

@@ -105,7 +105,9 @@ class CloudStore:
                 os.fchmod(file.fileno(), 0o444)
                 os.fsync(file.fileno())
         if hasher.size != result.meta["size"]:
-            raise StoreUnavailable(store=self.url, cause=f"{key} ended after {hasher.size} of {result.meta['size']} bytes")
+            raise StoreUnavailable(
+                store=self.url, cause=f"{key} ended after {hasher.size} of {result.meta['size']} bytes"
+            )
         return Moved(hasher.size, hasher.digest)
 
     def settle(self, prefix: str) -> None:

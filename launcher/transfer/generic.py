@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Any
 
 from launcher.errors import AccessDenied, StoreError, StoreUnavailable, StoreUnsupported, UsageError
@@ -21,7 +22,8 @@ def check_url(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if "::" in url or not separator or scheme in REFUSED:
         raise UsageError(
-            what=f"{url} cannot be used: chained and wrapping URLs are not followed.", hint="Give the plain URL of the folder."
+            what=f"{url} cannot be used: chained and wrapping URLs are not followed.",
+            hint="Give the plain URL of the folder.",
         )
     return scheme
 
@@ -135,8 +137,8 @@ class GenericStore:
 def _modified(info: dict[str, Any]) -> float:
     for name in ("mtime", "LastModified", "last_modified", "created"):
         value = info.get(name)
-        if hasattr(value, "timestamp"):
-            return float(value.timestamp())
+        if isinstance(value, datetime):
+            return value.timestamp()
         if isinstance(value, (int, float)):
             return float(value)
     return 0.0

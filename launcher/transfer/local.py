@@ -143,7 +143,9 @@ class LocalStore:
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise AccessDenied(
-                    what=f"{self.root}/{key}", cause=error.strerror, hint="Check the folder's owner, or set LAUNCHER_STORE."
+                    what=f"{self.root}/{key}",
+                    cause=error.strerror,
+                    hint="Check the folder's owner, or set LAUNCHER_STORE.",
                 ) from error
             raise StoreError(store=self.url, cause=f"{key}: {error.strerror}") from error
 

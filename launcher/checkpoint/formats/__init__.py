@@ -91,7 +91,9 @@ def file_mistakes(tree: Tree, paths: Iterable[str]) -> list[str]:
         if path.endswith(".safetensors"):
             reason = safetensors.mistake(tree, path)
         elif path.endswith((".pt", ".pth", ".bin", ".ckpt")) or torch_save.is_torch(tree, path):
-            reason = torch_save.mistake(tree, path) if torch_save.is_torch(tree, path) or tree.files[path] == 0 else None
+            reason = (
+                torch_save.mistake(tree, path) if torch_save.is_torch(tree, path) or tree.files[path] == 0 else None
+            )
         else:
             continue
         if reason:

@@ -29,7 +29,9 @@ class Trainer:
 
     def recognises(self, tree: Tree) -> bool:
         files = tree.files
-        return "trainer_state.json" in files or SENTINEL in files or ("optimizer.pt" in files and "scheduler.pt" in files)
+        return (
+            "trainer_state.json" in files or SENTINEL in files or ("optimizer.pt" in files and "scheduler.pt" in files)
+        )
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         files = tree.files
@@ -102,7 +104,9 @@ class Trainer:
 
     def claims(self, tree: Tree) -> frozenset[str]:
         return pretrained.Pretrained().claims(tree) | frozenset(
-            path for path in tree.files if path in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth") or _RNG.fullmatch(path)
+            path
+            for path in tree.files
+            if path in ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth") or _RNG.fullmatch(path)
         )
 
 
