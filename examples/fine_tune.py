@@ -5,6 +5,7 @@ a Trainer checkpoint, it continues at that checkpoint's step.
 """
 
 import argparse
+import json
 import os
 import time
 
@@ -50,6 +51,12 @@ def find_model(name):
     raise SystemExit(f"no model below {root}")
 
 
+def step_of(folder):
+    """The step at which a Trainer checkpoint was saved."""
+    with open(os.path.join(folder, "trainer_state.json")) as file:
+        return json.load(file)["global_step"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="", help="folder below the input directory; default: the only one")
@@ -84,12 +91,11 @@ def main():
     )
     resume = folder if os.path.exists(os.path.join(folder, "trainer_state.json")) else None
     if trainer.is_world_process_zero():
-        print(f"training {folder}" + (", continuing from its step" if resume else ""), flush=True)
+        print(f"training {folder} from step {step_of(folder) if resume else 0}", flush=True)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        first = trainer.state.log_history[0]["step"] if trainer.state.log_history else 0
-        print(f"finished at step {trainer.state.global_step} (log from step {first})", flush=True)
+        print(f"finished at step {trainer.state.global_step}", flush=True)
 
 
 if __name__ == "__main__":

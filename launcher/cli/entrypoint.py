@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from launcher.cli.context import current
-from launcher.cli.training import _job_options
+from launcher.cli.training import job_options
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command()
 @click.option("--name", metavar="NAME", help="The job's name (LAUNCHER_NAME). [the host's name]")
-@_job_options
+@job_options
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND [ARGS…]")
 @click.pass_context
 def entrypoint(

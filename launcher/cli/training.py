@@ -12,24 +12,28 @@ import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 
+_REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
+_OPTIONS = [
+    click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
+    click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
+    click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
+    click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
+    click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
+    click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
+    click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
+    click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
+    click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
+    click.option(
+        "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
+    ),
+]
 
-def _job_options(command: Any) -> Any:
-    for option in reversed(
-        [
-            click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help="Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."),
-            click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
-            click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
-            click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
-            click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
-            click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
-            click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
-            click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="How a command is started. [auto: .py and -m by torchrun]"),
-            click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
-            click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
-            click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
-            click.option("--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."),
-        ]
-    ):  # fmt: skip
+
+def job_options(command: Any) -> Any:
+    """The flags that every way of starting a job has."""
+    for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
@@ -49,9 +53,9 @@ def _run(
 
 
 def _run_command(kind: str) -> click.Command:
-    @click.command("run", context_settings={"ignore_unknown_options": False})
+    @click.command("run")
     @click.argument("name")
-    @_job_options
+    @job_options
     @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")
     @click.option(
         "--image", metavar="IMAGE", help="Docker runner: the image; it needs the job's libraries, not launcher."
