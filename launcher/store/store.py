@@ -31,6 +31,8 @@ from launcher.transfer.retry import call
 T = TypeVar("T")
 R = TypeVar("R")
 SCHEMA = 1
+_FIRST_CONTACT = 10.0
+"""Seconds after which a store that was never reached counts as wrong, not as slow."""
 
 
 class VersionBody(msgspec.Struct, frozen=True):
@@ -90,7 +92,7 @@ class Store:
         if self._ready:
             return
         try:
-            body = call(lambda: self.place.get(layout.STORE), self.timeout)
+            body = call(lambda: self.place.get(layout.STORE), min(self.timeout, _FIRST_CONTACT))
         except Missing:
             if isinstance(self.place, GenericStore):
                 self.place.prove_exclusive()

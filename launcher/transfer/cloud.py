@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -44,32 +45,33 @@ class CloudStore:
         if self.url.startswith(("s3:", "s3a:")):
             common |= _aws(environ)
         try:
+            # Files: the engine goes on where a body was cut. Small objects: every try is ours to count (see `create`).
             self._store = store.from_url(self.url, retry_config=engine_config(timeout), **common)
-            self._once = store.from_url(self.url, retry_config=engine_config(timeout) | {"max_retries": 0}, **common)
+            self._small = store.from_url(self.url, retry_config=engine_config(timeout) | {"max_retries": 0}, **common)
         except (exceptions.BaseError, ValueError) as error:
             raise SettingsError(what=f"The store URL {url} cannot be used: {_cause(error)}") from error
 
     def create_once(self, key: str, body: bytes) -> None:
         with self._errors(key):
-            self._obstore.put(self._once, key, body, mode="create", use_multipart=False)
+            self._obstore.put(self._small, key, body, mode="create", use_multipart=False)
 
     def get(self, key: str) -> bytes:
         with self._errors(key):
-            return bytes(self._obstore.get(self._store, key).bytes())
+            return bytes(self._obstore.get(self._small, key).bytes())
 
     def read(self, key: str, start: int, length: int) -> bytes:
         if length <= 0:
             return b""
         with self._errors(key):
-            return bytes(self._obstore.get_range(self._store, key, start=start, length=length))
+            return bytes(self._obstore.get_range(self._small, key, start=start, length=length))
 
     def put(self, key: str, body: bytes) -> None:
         with self._errors(key):
-            self._obstore.put(self._store, key, body, use_multipart=False)
+            self._obstore.put(self._small, key, body, use_multipart=False)
 
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         with self._errors(prefix):
-            for page in self._obstore.list(self._store, prefix.rstrip("/") or None, offset=after or None):
+            for page in self._obstore.list(self._small, prefix.rstrip("/") or None, offset=after or None):
                 for item in page:
                     yield Entry(item["path"], item["size"], item["last_modified"].timestamp())
 
@@ -117,7 +119,7 @@ class CloudStore:
         batch = list(keys)
         for start in range(0, len(batch), 1000):
             with self._errors(batch[start]), contextlib.suppress(Missing, self._exceptions.NotFoundError):
-                self._obstore.delete(self._store, batch[start : start + 1000])
+                self._obstore.delete(self._small, batch[start : start + 1000])
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -133,15 +135,20 @@ class CloudStore:
                 ) from error
             raise Missing(key) from error
         except (names.PermissionDeniedError, names.UnauthenticatedError) as error:
-            raise AccessDenied(
-                what=f"{self.url}/{key}",
-                cause=_cause(error),
-                hint="Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role).",
-            ) from error
+            raise self._refused(key, error) from error
         except names.NotSupportedError as error:
             raise StoreUnsupported(store=self.url, cause=_cause(error)) from error
         except names.BaseError as error:
+            if re.search(r"\b403\b|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId", str(error)):
+                raise self._refused(key, error) from error
             raise StoreUnavailable(store=self.url, cause=_cause(error)) from error
+
+    def _refused(self, key: str, error: Exception) -> AccessDenied:
+        return AccessDenied(
+            what=f"{self.url}/{key}",
+            cause=_cause(error),
+            hint="Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role).",
+        )
 
 
 def _aws(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -159,7 +166,11 @@ def _aws(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason of an obstore error in one line: its text nests every layer it went through."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = next((line for line in lines if not line.startswith("Debug source")), type(error).__name__)
-    return text if len(text) <= 400 else text[:400] + "…"
+    """The reason in an obstore error, in one line: its text repeats every layer that it went through."""
+    text = " ".join(str(error).partition("Debug source")[0].split())
+    code = re.search(r"<Code>(.*?)</Code>.*?(?:<Message>(.*?)</Message>|$)", text)
+    if code:
+        return f"{code[1]}: {code[2]}" if code[2] else code[1]
+    text = re.sub(r"^Generic \w+ error: |Error performing list request: ", "", text)
+    text = re.sub(r", after \d+ retries, max_retries: \d+, retry_timeout: \w+", "", text)
+    return text if len(text) <= 300 else text[:300] + "…"

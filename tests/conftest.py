@@ -1,0 +1,69 @@
+"""Fixtures of every test: the command line as a user runs it, a tiny model, and the real parts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import ROOT, Launcher
+from tests.support.s3 import S3Server
+
+REQUIRE_ALL = os.environ.get("LAUNCHER_TEST_REQUIRE_ALL") == "1"
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Launcher:
+    """The command line with a store, cache and data folder of its own."""
+    return Launcher(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def tiny_model(shared: Path) -> Path:
+    """A folder with a tiny Mistral and its tokenizer, made once."""
+    folder = shared / "tiny-model"
+    with open(shared / "tiny-model.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            made = shared / "tiny-model.part"
+            subprocess.run([sys.executable, ROOT / "examples/make_tiny_model.py", made], check=True, capture_output=True)
+            made.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server (SeaweedFS)."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[str]:
+    """The address of a real Docker engine that has the base image."""
+    support = ROOT / "tests/support"
+    started = subprocess.run([support / "engine", "start"], capture_output=True, text=True)
+    if started.returncode:
+        if REQUIRE_ALL:
+            pytest.fail(f"no Docker engine: {started.stderr}")
+        pytest.skip(f"no Docker engine: {started.stderr.strip()}")
+    address = started.stdout.strip()
+    made = subprocess.run(
+        [support / "base_image"], env=os.environ | {"DOCKER_HOST": address}, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    yield address
+    subprocess.run([support / "engine", "stop"], check=True)

@@ -1,0 +1,111 @@
+"""A real S3 server for tests: SeaweedFS, on loopback ports of its own, gone with the process that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+KEYS = ("test-access-key", "test-secret-key")
+
+
+def _free_ports() -> dict[str, int]:
+    """Ports for master, volume, filer and S3; weed uses each + 10000 for gRPC too, so both must be free."""
+    found: dict[str, int] = {}
+    for port in range(18100 + (time.time_ns() // 1000 % 4000), 30000):
+        try:
+            for each in (port, port + 10000):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", each))
+        except OSError:
+            continue
+        found[("master", "volume", "filer", "s3")[len(found)]] = port
+        if len(found) == 4:
+            return found
+    raise RuntimeError("no free ports")
+
+
+class S3Server:
+    """Started by the constructor, which returns when it answers."""
+
+    def __init__(self, folder: Path, *, deadline: float = 60) -> None:
+        ports = _free_ports()
+        identity = {
+            "identities": [
+                {
+                    "name": "test",
+                    "credentials": [{"accessKey": KEYS[0], "secretKey": KEYS[1]}],
+                    "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                }
+            ]
+        }
+        (folder / "s3.json").write_text(json.dumps(identity))
+        (folder / "data").mkdir()
+        self._log = open(folder / "log", "wb")
+        options = [f"-{name}.port={port}" for name, port in ports.items()]
+        self._process = subprocess.Popen(
+            [
+                _weed(), "server", f"-dir={folder / 'data'}", "-master.telemetry=false", "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=60",
+                "-master.volumeSizeLimitMB=64", *options,
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),
+        )  # fmt: skip
+        self.endpoint = f"http://127.0.0.1:{ports['s3']}"
+        self._count = 0
+        end = time.monotonic() + deadline
+        while True:
+            try:
+                self.new_bucket()
+                return
+            except Exception:  # whatever the client raises while the server is starting
+                if time.monotonic() > end or self._process.poll() is not None:
+                    self.stop()
+                    raise
+                time.sleep(0.2)
+
+    def env(self) -> dict[str, str]:
+        """The usual variables of AWS."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEYS[0],
+            "AWS_SECRET_ACCESS_KEY": KEYS[1],
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+        }
+
+    def new_bucket(self) -> str:
+        """A fresh bucket's name, proven by a write."""
+        import boto3
+        from botocore.config import Config
+
+        self._count += 1
+        name = f"bucket-{self._count}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=KEYS[0],
+            aws_secret_access_key=KEYS[1],
+            region_name="us-east-1",
+            config=Config(connect_timeout=2, read_timeout=20, retries={"max_attempts": 1}),
+        )
+        client.create_bucket(Bucket=name)
+        client.put_object(Bucket=name, Key="probe", Body=b"probe")
+        client.delete_object(Bucket=name, Key="probe")
+        return name
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def _weed() -> str:
+    return str(Path(sys.executable).with_name("weed"))
