@@ -76,7 +76,6 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     client = docker.connect(spec.image) if spec.runner == "docker" else None
     if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
         torchrun.check_command(spec.command, work_dir)
-    torchrun.command_line(spec.command, accels=spec.accels, launch=spec.launch, python=python, log_dir="")
     store.prepare()
     chosen = choose.choose(spec.checkpoint, store, settings, environ)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
@@ -193,6 +192,11 @@ def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str,
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if spec.device == "cpu":
         return "cpu", on_cpu
+    wrapped = torchrun.command_line(
+        spec.command, accels=spec.accels, launch=spec.launch, python="python", log_dir=""
+    ).wrapped
+    if spec.device == "auto" and not wrapped and spec.accels == 1:
+        return "the command's own choice", {}
     found = detect(environ)
     if spec.device != "auto" and found.kind != spec.device:
         raise TooFewAccelerators(asked=spec.accels, found=0, detail=f"--device {spec.device}; {found.detail}")

@@ -38,7 +38,9 @@ def tiny_model(shared: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             made = shared / "tiny-model.part"
-            subprocess.run([sys.executable, ROOT / "examples/make_tiny_model.py", made], check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, ROOT / "examples/make_tiny_model.py", made], check=True, capture_output=True
+            )
             made.rename(folder)
     return folder
 

@@ -17,7 +17,9 @@ SIGNALS = [each for each in range(1, 32) if each not in (17, 18, 19, 20, 21, 22,
 def test_every_code_is_the_jobs_own(launcher: Launcher, mode: str) -> None:
     """All 256 codes are exact; the plain process form is asked in one launcher each for a spread of them."""
     for code in [0, 1, 2, 3, 42, 64, 65, 66, 69, 70, 73, 74, 75, 77, 78, 85, 126, 127, 128, 137, 143, 200, 254, 255]:
-        words = ("training", "run", "codes") if mode == "training" else ("entrypoint", "--name", "codes", "--device", "cpu")
+        words = (
+            ("training", "run", "codes") if mode == "training" else ("entrypoint", "--name", "codes", "--device", "cpu")
+        )
         launcher(*words, "--", "sh", "-c", f"exit {code}", code=code)
         result = launcher.result("codes")
         assert (result["code"], result["origin"]) == (code, "job")
@@ -30,8 +32,12 @@ def test_a_signal_is_128_plus_its_number(launcher: Launcher) -> None:
         assert result["origin"] == "job" and result["signal"] == signal.Signals(number).name
 
 
-@pytest.mark.parametrize(("end", "code"), [("sys.exit(42)", 42), ("os.kill(os.getpid(), 11)", 139), ("raise ValueError('x')", 1)])
-def test_torchrun_tells_the_first_failing_ranks_own_code(launcher: Launcher, tmp_path: Path, end: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(42)", 42), ("os.kill(os.getpid(), 11)", 139), ("raise ValueError('x')", 1)]
+)
+def test_torchrun_tells_the_first_failing_ranks_own_code(
+    launcher: Launcher, tmp_path: Path, end: str, code: int
+) -> None:
     script = tmp_path / "fail.py"
     script.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {end}\ntime.sleep(60)\n")
     launcher("training", "run", "ranks", "--accels", "2", "--", script, code=code)
@@ -64,7 +70,9 @@ def test_a_stop_is_passed_on_and_the_last_checkpoint_is_stored(launcher: Launche
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )
-    process = launcher.start("training", "run", "stopped", "--", sys.executable, "-u", "-c", f"exec(open({str(script)!r}).read())")
+    process = launcher.start(
+        "training", "run", "stopped", "--", sys.executable, "-u", "-c", f"exec(open({str(script)!r}).read())"
+    )
     assert process.stdout
     for line in process.stdout:
         if line.startswith("ready"):
@@ -80,7 +88,15 @@ def test_a_stop_is_passed_on_and_the_last_checkpoint_is_stored(launcher: Launche
 
 def test_a_job_that_ignores_the_stop_is_killed_after_its_grace(launcher: Launcher) -> None:
     process = launcher.start(
-        "training", "run", "deaf", "--grace", "1s", "--", "sh", "-c", "trap '' TERM INT; echo ready; while :; do sleep 1; done"
+        "training",
+        "run",
+        "deaf",
+        "--grace",
+        "1s",
+        "--",
+        "sh",
+        "-c",
+        "trap '' TERM INT; echo ready; while :; do sleep 1; done",
     )
     assert process.stdout
     for line in process.stdout:

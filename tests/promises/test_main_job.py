@@ -72,7 +72,9 @@ def test_a_collected_checkpoint_loads_from_the_plain_files_of_the_store(launcher
     launcher("checkpoint", "push", "base", "--file", tiny_model)
     identifier = launcher.json("checkpoint", "inspect", "base")["metadata"]["id"]
     stored = launcher.home / "data" / "store" / "checkpoints" / identifier
-    program = "import sys; from transformers import AutoModel as M; print(M.from_pretrained(sys.argv[1]).num_parameters())"
+    program = (
+        "import sys; from transformers import AutoModel as M; print(M.from_pretrained(sys.argv[1]).num_parameters())"
+    )
     done = subprocess.run([sys.executable, "-c", program, stored], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 0
 

@@ -45,7 +45,9 @@ class Launcher:
 
     def json(self, *words: str) -> Any:
         """The JSON that a read command prints."""
-        done = subprocess.run([PROGRAM, *words, "--json"], env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [PROGRAM, *words, "--json"], env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 
