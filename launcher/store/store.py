@@ -133,12 +133,12 @@ class Store:
                 )
         key = layout.manifest(manifest.id)
         made = create(self.place, key, manifests.encode(manifest), timeout=self.timeout)
-        again = False
+        again = not (isinstance(made, Ours) and made.fresh)
         if isinstance(made, Theirs):
             found = manifests.decode(made.body, key)
             if isinstance(found, Abort):
                 raise Aborted(manifest.id)
-            manifest, again = found, True  # Only we write under our id: an earlier try of ours got this far.
+            manifest = found  # Only we write under our id: an earlier try of ours got this far.
         return Checkpoint(manifest, self.name(manifest, again=again))
 
     def name(self, manifest: Manifest, *, again: bool) -> int:

@@ -63,7 +63,12 @@ class CloudStore:
         if length <= 0:
             return b""
         with self._errors(key):
-            return bytes(self._obstore.get_range(self._small, key, start=start, length=length))
+            try:
+                return bytes(self._obstore.get_range(self._small, key, start=start, length=length))
+            except self._exceptions.BaseError as error:
+                if "InvalidRange" in str(error) or "416" in str(error):
+                    return b""  # The range begins at or after the end.
+                raise
 
     def put(self, key: str, body: bytes) -> None:
         with self._errors(key):

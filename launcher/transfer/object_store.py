@@ -81,7 +81,9 @@ class ObjectStore(Protocol):
 
 @dataclass(frozen=True)
 class Ours:
-    """The object is there and its body is the one we wanted."""
+    """The object is there and its body is the one we wanted. `fresh`: by this call for sure, not by an earlier one."""
+
+    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,14 @@ def create(store: ObjectStore, key: str, body: bytes, *, timeout: float) -> Ours
         failure: Exception | None = None
         try:
             store.create_once(key, body)
-            return Ours()
+            return Ours(fresh=True)
         except (Exists, StoreUnavailable) as error:
             failure = error
         try:
             found = store.get(key)
         except Missing as missing:
             raise StoreUnavailable(store=store.url, cause=f"{key} was refused and is absent") from (failure or missing)
-        return Ours() if found == body else Theirs(found)
+        return Ours(fresh=False) if found == body else Theirs(found)
 
     try:
         for trial in policy(timeout):

@@ -153,7 +153,8 @@ def test_the_entrypoints_input_cannot_be_written_even_by_root(
     docker("checkpoint", "push", "base", "--file", tiny_model)
     script = (
         "cd /input-checkpoint/base;"
-        " (touch x || rm -f config.json || echo no > config.json || mv /input-checkpoint/base /tmp/) 2>&1 && exit 9; grep Cap /proc/self/status; test $(wc -c < config.json) -gt 100 && exit 5"
+        " (touch x || rm -f config.json || echo no > config.json || mv /input-checkpoint/base /tmp/) 2>&1"
+        " && exit 9; test $(wc -c < config.json) -gt 100 && exit 5"
     )
     done = run(
         docker, "run", "--rm", "-v", f"{home}:/shared", "-e", "LAUNCHER_STORE=/shared/store", "-e", "LAUNCHER_CHECKPOINT=base",

@@ -52,7 +52,7 @@ class S3Server:
             [
                 _weed(), "server", f"-dir={folder / 'data'}", "-master.telemetry=false", "-ip=127.0.0.1",
                 "-ip.bind=127.0.0.1", "-s3", f"-s3.config={folder / 's3.json'}", "-volume.max=60",
-                "-master.volumeSizeLimitMB=64", *options,
+                "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0", *options,
             ],
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -63,7 +63,7 @@ class S3Server:
         end = time.monotonic() + deadline
         while True:
             try:
-                self.new_bucket()
+                self._make_bucket()
                 return
             except Exception:  # whatever the client raises while the server is starting
                 if time.monotonic() > end or self._process.poll() is not None:
@@ -80,13 +80,16 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.endpoint,
         }
 
-    def new_bucket(self) -> str:
-        """A fresh bucket's name, proven by a write."""
+    def new_prefix(self) -> str:
+        """`bucket/prefix`, unused so far. One bucket serves all: each new one would claim volumes of the server's."""
+        self._count += 1
+        return f"bucket/{self._count}"
+
+    def _make_bucket(self) -> None:
+        """Makes the bucket, and proves by a write that the server is there."""
         import boto3
         from botocore.config import Config
 
-        self._count += 1
-        name = f"bucket-{self._count}"
         client = boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -95,10 +98,10 @@ class S3Server:
             region_name="us-east-1",
             config=Config(connect_timeout=2, read_timeout=20, retries={"max_attempts": 1}),
         )
-        client.create_bucket(Bucket=name)
-        client.put_object(Bucket=name, Key="probe", Body=b"probe")
-        client.delete_object(Bucket=name, Key="probe")
-        return name
+        if "bucket" not in [each["Name"] for each in client.list_buckets()["Buckets"]]:
+            client.create_bucket(Bucket="bucket")
+        client.put_object(Bucket="bucket", Key="probe", Body=b"probe")
+        client.delete_object(Bucket="bucket", Key="probe")
 
     def stop(self) -> None:
         """Ends it."""

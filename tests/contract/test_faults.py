@@ -1,0 +1,129 @@
+"""Faults of the network between us and a real S3 server (T7, T8, a first slice of T10)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import CommitUnknown
+from launcher.store.store import Store
+from launcher.transfer.object_store import ObjectStore, Ours, create
+from launcher.transfer.places import open_place
+from tests.support.cli import Launcher
+from tests.support.fault_proxy import FaultProxy
+from tests.support.s3 import S3Server
+
+pytestmark = pytest.mark.xdist_group("s3")
+
+
+@pytest.fixture
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(s3.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def place(s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in (s3.env() | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
+        monkeypatch.setenv(name, value)
+    return open_place(f"s3://{s3.new_prefix()}/store", timeout=3, environ=os.environ)
+
+
+@pytest.mark.parametrize("fault", ["500-after", "cut-after", "409", "500", "cut"])
+def test_a_create_knows_the_truth_after_every_fault(place: ObjectStore, proxy: FaultProxy, fault: str) -> None:
+    """20 times each: the object is ours, is there once, and nobody is told that somebody else has it."""
+    for number in range(20):
+        proxy.script("PUT", f"key-{number}", fault)
+        assert create(place, f"key-{number}", b"mine", timeout=20).__class__ is Ours
+        assert proxy.seen[0][2] == fault
+        assert place.get(f"key-{number}") == b"mine"
+
+
+def test_an_answer_that_never_comes_is_settled_by_reading(place: ObjectStore, proxy: FaultProxy) -> None:
+    proxy.script("PUT", "late", "silent-after")
+    assert create(place, "late", b"mine", timeout=20).__class__ is Ours
+
+
+def test_what_can_be_neither_proven_nor_refuted_is_said(place: ObjectStore, proxy: FaultProxy) -> None:
+    proxy.script("GET", "lost", "500*1000")
+    proxy_put = proxy._next
+
+    def both(method: str, path: str) -> str:
+        return "500-after" if method == "PUT" and "lost" in path else proxy_put(method, path)
+
+    proxy._next = both  # type: ignore[method-assign]
+    with pytest.raises(CommitUnknown, match="not known"):
+        create(place, "lost", b"mine", timeout=2)
+
+
+@pytest.mark.parametrize("path", ["manifests", "names"])
+@pytest.mark.parametrize("fault", ["500-after", "cut-after", "409"])
+def test_no_version_is_doubled_or_left_out(
+    launcher: Launcher, s3: S3Server, proxy: FaultProxy, tmp_path: Path, path: str, fault: str
+) -> None:
+    """10 pushes, each with its commit answered wrongly: versions 1 to 10, one checkpoint each."""
+    launcher.env |= s3.env() | {"AWS_ENDPOINT_URL": proxy.endpoint, "LAUNCHER_STORE": f"s3://{s3.new_prefix()}/p"}
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "notes.txt").write_text("x")
+    for _ in range(10):
+        proxy.script("PUT", f"/{path}/", fault)
+        launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
+        assert proxy.seen[0][2] == fault
+    found = launcher.json("checkpoint", "list")
+    assert [each["metadata"]["version"] for each in found] == list(range(1, 11))
+    assert len({each["metadata"]["id"] for each in found}) == 10
+
+
+@pytest.mark.parametrize("fault", ["500*3", "cut*2", "cut-body", "flip", "cut-body*2"])
+def test_no_wrong_byte_reaches_a_job(
+    launcher: Launcher, s3: S3Server, proxy: FaultProxy, tmp_path: Path, fault: str
+) -> None:
+    launcher.env |= s3.env() | {"AWS_ENDPOINT_URL": proxy.endpoint, "LAUNCHER_STORE": f"s3://{s3.new_prefix()}/p"}
+    data = os.urandom(3_000_000)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "data.bin").write_bytes(data)
+    launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
+    proxy.script("GET", r"data\.bin", fault)
+    launcher("checkpoint", "fetch", "base", "--destination", tmp_path / "got")
+    assert proxy.seen[0][2] == fault.partition("*")[0]
+    assert (tmp_path / "got" / "data.bin").read_bytes() == data
+
+
+def test_damage_that_stays_is_refused_and_named(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "data.bin").write_bytes(os.urandom(1000))
+    launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
+    stored = next((launcher.home / "data/store/checkpoints").glob("*/data.bin"))
+    stored.chmod(0o644)
+    with open(stored, "r+b") as file:
+        file.write(b"?")
+    output = launcher("training", "run", "j", "-C", "base", "--", "true", code=65)
+    assert "data.bin" in output and "damaged" in output
+    assert "data.bin" in launcher("checkpoint", "verify", "base", "--read-data", code=65)
+
+
+def test_a_checkpoint_between_its_manifest_and_its_name_gets_its_version(tmp_path: Path) -> None:
+    """The crash between the two: committing the same id again names it, once."""
+    from launcher.checkpoint.manifest import SCHEMA, Manifest
+    from launcher.store.upload import upload_files
+    from launcher.transfer.local import LocalStore
+
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "a").write_text("x")
+    store = Store(LocalStore(str(tmp_path / "store")), timeout=5)
+    from launcher.ids import new_id
+
+    identifier = new_id()
+    files = upload_files(store, identifier, str(tmp_path / "m"), ["a"], threads=1, on_bytes=lambda count: None)
+    manifest = Manifest(
+        schema=SCHEMA, id=identifier, name="n", created=1.0, writer="t", format="unknown", files=files, size=1
+    )
+    assert store.commit(manifest).version == 1
+    os.unlink(tmp_path / "store/names/n/v00000001.json")
+    assert store.commit(manifest).version == 1
+    assert store.commit(manifest).version == 1
+    assert [each.version for each in store.checkpoints()] == [1]
