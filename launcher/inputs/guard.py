@@ -133,7 +133,8 @@ def landlock(mounts: Mounts, hide: list[str]) -> list[str]:
         closed.append(folder)
         for entry in entries:
             path = os.path.join(folder, entry)
-            if path in protected:
+            # A link is granted where it points to, if at all: following it here could grant a protected folder's ancestor.
+            if path in protected or os.path.islink(path):
                 continue
             if any(each.startswith(f"{path}/") for each in protected):
                 pending.append(path)
