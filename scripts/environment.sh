@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv with this project and the extras named in $1, and puts it on PATH.
 # Quick when nothing has changed: pip runs only when pyproject.toml or the extras are others than last time.
 set -euo pipefail
