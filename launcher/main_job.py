@@ -109,7 +109,8 @@ def _run(
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
     changed = _verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)
-    report.store_outputs(store, record, prepared.output, emit)
+    if not pending:
+        report.store_outputs(store, record, prepared.output, emit)
     steps = [each.manifest.facts.step for each in collector.committed if each.manifest.facts.step is not None]
     return report.outcome(
         record, ended, prepared, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
@@ -121,7 +122,7 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
     if prepared.request:
-        return Container(checked.client, prepared.request, log=log)
+        return Container(checked.client, prepared.request, log=log, ranks=prepared.command.ranks)
     return Process(
         prepared.command.arguments,
         env=prepared.env,
@@ -130,6 +131,7 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder) -> Running:
         hide=prepared.hide,
         rungs=prepared.rungs,
         log=log,
+        ranks=prepared.command.ranks,
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from launcher.checkpoint.judgement import Judgement
+from launcher.checkpoint.manifest import Manifest
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError
 from launcher.events import Emit, event
 from launcher.job.folder import JobFolder
@@ -22,6 +25,7 @@ from launcher.runners.supervisor import STOPS
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import duration, printable, size
+from launcher.transfer.object_store import Missing
 from launcher.transfer.retry import call
 
 _TERMINATION_LOG = "/dev/termination-log"
@@ -144,8 +148,7 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
     """Keeps the files of the output directory that are no part of a checkpoint (evaluations, TensorBoard …)."""
     known: set[str] = set()
-    for identifier in record.checkpoints:
-        manifest = store.manifest(identifier)
+    for manifest in _manifests(store, record):
         if manifest.origin:
             folder = manifest.origin.path
             prefix = "" if folder == "." or not os.path.isdir(os.path.join(output, folder)) else f"{folder}/"
@@ -209,8 +212,7 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
         lines.append(f"Time: {phases}")
     total = 0
     rows = []
-    for identifier in record.checkpoints:
-        manifest = store.manifest(identifier)
+    for manifest in _manifests(store, record):
         total += manifest.size
         step = f"step {manifest.facts.step}" if manifest.facts.step is not None else manifest.format
         rows.append(f"  {manifest.name}  {step}, {size(manifest.size)}")
@@ -229,6 +231,13 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
     elif result.code:
         lines.append(f"Log: launcher training logs {record.name}")
     return "\n".join(lines)
+
+
+def _manifests(store: Store, record: JobRecord) -> Iterator[Manifest]:
+    """What the job committed; a store that is gone meanwhile is no reason not to end."""
+    for identifier in record.checkpoints:
+        with contextlib.suppress(LauncherError, Missing):
+            yield store.manifest(identifier)
 
 
 def _termination_message(result: Outcome) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
+from launcher.runners.output import RankLogs, write_all
 from launcher.runners.running import Exit
 
 INPUT = "/input-checkpoint"
@@ -113,7 +114,7 @@ class Container:
     rung = "engine"
     guarantee = "the Docker engine binds the input read-only; the job has no capabilities and cannot gain privileges"
 
-    def __init__(self, client: Any, request: dict[str, Any], *, log: Path) -> None:
+    def __init__(self, client: Any, request: dict[str, Any], *, log: Path, ranks: int = 1) -> None:
         """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
         from docker.errors import APIError, DockerException
         from docker.types import DeviceRequest, Mount
@@ -132,6 +133,9 @@ class Container:
         self._exit: Exit | None = None
         self._failure = ""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._ranks = (
+            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+        )
         self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
         try:
             self._container = client.containers.create(**arguments)
@@ -160,13 +164,8 @@ class Container:
         with contextlib.suppress(Exception):
             for parts in stream:
                 for number, data in enumerate(parts):
-                    for sink in list(sinks[number]) if data else ():
-                        try:
-                            view = memoryview(data)
-                            while view:
-                                view = view[os.write(sink, view) :]
-                        except OSError:
-                            sinks[number].remove(sink)
+                    if data:
+                        write_all(data, sinks[number])
 
     def _wait(self) -> None:
         from docker.errors import DockerException
@@ -211,6 +210,8 @@ class Container:
         if self._container is not None:
             if len(self._threads) > 1:
                 self._threads[0].join(5.0)
+            if self._ranks:
+                self._ranks.finish(10.0)
             with contextlib.suppress(DockerException):
                 self._container.remove(force=True, v=True)
             self._container = None

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+import time
+from pathlib import Path
+
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
+
+
+def write_all(data: bytes, sinks: list[int]) -> None:
+    """Writes to every descriptor; one that fails is taken out of the list."""
+    for sink in list(sinks):
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(sink, view) :]
+        except OSError:
+            sinks.remove(sink)
 
 
 class Pump:
@@ -25,15 +41,76 @@ class Pump:
                 return
             if not data:
                 return
-            for sink in list(self._sinks):
-                try:
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(sink, view) :]
-                except OSError:
-                    self._sinks.remove(sink)
+            write_all(data, self._sinks)
 
     def join(self, timeout: float) -> bool:
         """Waits for the end of the stream; False when somebody still holds it open."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+
+class RankLogs:
+    """Follows the log files that torchrun keeps for each rank, and passes them on line by line, marked `[rank0]: `.
+
+    Own code in place of torchrun's `--tee`, which costs a no-op job 0.4 s and loses carriage returns. A line is passed on
+    when it ends (in a newline or a carriage return); what never ends is passed on by `finish`.
+    """
+
+    _TICK = 0.05
+    _LOOK = 1.0
+
+    def __init__(self, folder: Path, ranks: int, out: int, err: int, log: int) -> None:
+        self._folder, self._ranks, self._log = folder, ranks, log
+        self._targets = {"stdout.log": out, "stderr.log": err}
+        self._files: dict[Path, _Followed] = {}
+        self._finished = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rank-logs", daemon=True)
+        self._thread.start()
+
+    def finish(self, timeout: float) -> None:
+        """After the job: passes on what is left."""
+        self._finished.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        look = 0.0
+        while True:
+            last = self._finished.wait(self._TICK)
+            now = time.monotonic()
+            if last or now >= look:
+                self._find()
+                look = now + (self._LOOK if len(self._files) >= 2 * self._ranks else 0)
+            for followed in self._files.values():
+                while followed.read(last):
+                    pass
+            if last:
+                for followed in self._files.values():
+                    os.close(followed.fd)
+                return
+
+    def _find(self) -> None:
+        for path in sorted(self._folder.glob("*/attempt_*/*/std*.log")):
+            if path not in self._files and path.name in self._targets:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                mark = f"[rank{path.parent.name}]: ".encode()
+                self._files[path] = _Followed(fd, mark, [self._targets[path.name], self._log])
+
+
+class _Followed:
+    """One rank's stream: reads what is new, and writes whole lines."""
+
+    def __init__(self, fd: int, mark: bytes, sinks: list[int]) -> None:
+        self.fd, self._mark, self._sinks = fd, mark, sinks
+        self._rest = b""
+
+    def read(self, last: bool) -> bool:
+        """Passes on one piece; False when there is no more for now."""
+        data = os.read(self.fd, 1 << 16)
+        text = self._rest + data
+        lines = _LINE.findall(text)
+        self._rest = text[sum(map(len, lines)) :]
+        if last and not data and self._rest:
+            lines, self._rest = [self._rest + b"\n"], b""
+        if lines:
+            write_all(b"".join(self._mark + line for line in lines), self._sinks)
+        return bool(data)

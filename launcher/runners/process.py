@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs import guard
-from launcher.runners.output import Pump
+from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
 _LEFTOVER_GRACE = 5.0
@@ -34,8 +34,12 @@ class Process:
         hide: Sequence[str],
         rungs: Sequence[str],
         log: Path,
+        ranks: int = 1,
     ) -> None:
-        """Starts it. Raises CommandNotFound, CommandNotExecutable, MountFailed."""
+        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log.
+
+        Raises CommandNotFound, CommandNotExecutable, MountFailed.
+        """
         become_subreaper()
         report_reader, report_writer = os.pipe()
         plan = {"rungs": list(rungs), "mounts": list(mounts), "hide": list(hide), "report": report_writer}
@@ -62,6 +66,9 @@ class Process:
             Pump(out_reader, sys.stdout.fileno(), self._log),
             Pump(err_reader, sys.stderr.fileno(), self._log),
         ]
+        self._ranks = (
+            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+        )
         self.fd = os.pidfd_open(self.pid)
         with os.fdopen(report_reader, "rb") as file:
             self.rung, self.guarantee = self._read_report(file.read(), command)
@@ -106,6 +113,8 @@ class Process:
         if self._fds:
             for pump in self._pumps:
                 pump.join(2.0)
+            if self._ranks:
+                self._ranks.finish(10.0)
             for fd in (*self._fds, self.fd):
                 with contextlib.suppress(OSError):
                     os.close(fd)

@@ -52,7 +52,7 @@ def command_line(
         return CommandLine(tuple(command), 1, False)
     torchrun = [interpreter, agent, "--standalone", f"--nproc-per-node={accels}"]
     if accels > 1:
-        torchrun += ["--log-dir", log_dir, "--tee", "3"]
+        torchrun += ["--log-dir", log_dir, "--redirects", "3"]
     return CommandLine((*torchrun, *target), accels, True)
 
 
@@ -101,5 +101,4 @@ def environment(accels: int, cores: int) -> dict[str, str]:
     """Variables that torchrun would set worse: it gives every process one thread and prints a warning about it."""
     return {
         "OMP_NUM_THREADS": str(max(1, cores // accels)),
-        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}]: ",
     }

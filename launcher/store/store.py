@@ -139,6 +139,8 @@ class Store:
             if isinstance(found, Abort):
                 raise Aborted(manifest.id)
             manifest = found  # Only we write under our id: an earlier try of ours got this far.
+        if self._index:
+            self._remember(os.path.join(self._index, f"{manifest.id}.json"), manifests.encode(manifest))
         return Checkpoint(manifest, self.name(manifest, again=again))
 
     def name(self, manifest: Manifest, *, again: bool) -> int:

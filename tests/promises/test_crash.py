@@ -56,21 +56,26 @@ def test_kill_9_at_a_random_moment(launcher: Launcher, seed: int) -> None:
     assert len(launcher.json("training", "checkpoints", "crash")) == len(found)
 
 
-def test_a_store_that_is_gone_at_the_end_loses_nothing(launcher: Launcher) -> None:
-    """The store becomes unwritable while the job runs: exit code 74, the command that finishes, and it does."""
+@pytest.mark.parametrize("settle", ["60s", "0.1s"])
+def test_a_store_that_is_gone_at_the_end_loses_nothing(launcher: Launcher, settle: str) -> None:
+    """The store becomes unwritable while the job runs, before or after its first commits: exit code 74, the command that
+    finishes, and it does."""
     launcher.env["LAUNCHER_STORE_TIMEOUT"] = "1s"
-    script = (
-        JOB + f"\nimport shutil; os.rename({str(launcher.home / 'data/store')!r}, {str(launcher.home / 'aside')!r})\n"
+    store, aside = launcher.home / "data/store", launcher.home / "aside"
+    script = JOB.replace(
+        "time.sleep(0.3)", f"os.rename({str(store)!r}, {str(aside)!r}); open({str(store)!r}, 'w').close()"
     )
-    script += f"open({str(launcher.home / 'data/store')!r}, 'w').close()\n"
+    script += '\nos.mkdir(f"{out}/last")\ntorch.save({"w": torch.ones(9)}, f"{out}/last/model.pt")\n'
     output = launcher(
-        "training", "run", "gone", "--settle", "60s", "--launch", "exec", "--", "python", "-c", script, code=74
+        "training", "run", "gone", "--settle", settle, "--launch", "exec", "--", "python", "-c", script, code=74
     )
     assert "launcher recover gone" in output
-    (launcher.home / "data/store").unlink()
-    (launcher.home / "aside").rename(launcher.home / "data/store")
-    assert "Stored 8 checkpoint(s)" in launcher("recover", "gone")
-    assert len(launcher.json("training", "checkpoints", "gone")) == 8
+    assert launcher.result("gone")["origin"] == "launcher"
+    store.unlink()
+    aside.rename(store)
+    assert "Stored " in launcher("recover", "gone")
+    assert len(launcher.json("training", "checkpoints", "gone")) == 9
+    assert "everything whole is stored" in launcher("recover", "gone")
 
 
 def _verify(launcher: Launcher, path: str) -> list[str]:
