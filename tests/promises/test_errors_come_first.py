@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.support.cli import Launcher
 
@@ -90,3 +93,25 @@ def test_a_folder_that_is_not_whole_is_not_pushed(launcher: Launcher, tiny_model
     assert "model.safetensors" in output and "--force" in output
     assert launcher.json("checkpoint", "list") == []
     launcher("checkpoint", "verify", broken, code=65)
+
+
+def test_a_full_disk_is_said_before_the_download(launcher: Launcher, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "data.bin").write_bytes(os.urandom(3 << 20))
+    launcher("checkpoint", "push", "big", "--file", tmp_path / "m")
+    cache = Path(launcher.env["LAUNCHER_CACHE_DIR"]) / "checkpoints"
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
+    try:
+        launcher.env["LAUNCHER_CACHE_DIR"] = str(small)
+        output = launcher("training", "run", "j", "-C", "big", "--", "echo", "started", code=73)
+        assert "3.0 MiB needed" in output and str(small) in output and "LAUNCHER_CACHE_DIR" in output
+        assert "started\n" not in output.split("error", 1)[0]
+        assert not list((small / "checkpoints").iterdir())
+    finally:
+        subprocess.run(["umount", small], check=True)
+    launcher.env["LAUNCHER_CACHE_DIR"] = str(cache.parent)
+    launcher("training", "run", "j", "-C", "big", "--", "echo", "started")

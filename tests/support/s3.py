@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ KEYS = ("test-access-key", "test-secret-key")
 def _free_ports() -> dict[str, int]:
     """Ports for master, volume, filer and S3; weed uses each + 10000 for gRPC too, so both must be free."""
     found: dict[str, int] = {}
-    for port in range(18100 + (time.time_ns() // 1000 % 4000), 30000):
+    for port in range(12000 + random.randrange(9000), 30000):
         try:
             for each in (port, port + 10000):
                 with socket.socket() as probe:
@@ -30,22 +31,32 @@ def _free_ports() -> dict[str, int]:
     raise RuntimeError("no free ports")
 
 
+class Ended(Exception):
+    """The server ended while it was starting."""
+
+
 class S3Server:
     """Started by the constructor, which returns when it answers."""
 
     def __init__(self, folder: Path, *, deadline: float = 60) -> None:
+        self._count = 0
+        for attempt in range(4):
+            try:
+                self._start(folder / str(attempt), deadline)
+                return
+            except Ended:  # Another server of another worker was quicker to take one of the ports.
+                continue
+        raise RuntimeError(f"the S3 server does not start; see {folder}")
+
+    def _start(self, folder: Path, deadline: float) -> None:
         ports = _free_ports()
         identity = {
-            "identities": [
-                {
-                    "name": "test",
-                    "credentials": [{"accessKey": KEYS[0], "secretKey": KEYS[1]}],
-                    "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                }
-            ]
+            "name": "test",
+            "credentials": [{"accessKey": KEYS[0], "secretKey": KEYS[1]}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        (folder / "s3.json").write_text(json.dumps(identity))
-        (folder / "data").mkdir()
+        (folder / "data").mkdir(parents=True)
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         self._log = open(folder / "log", "wb")
         options = [f"-{name}.port={port}" for name, port in ports.items()]
         self._process = subprocess.Popen(
@@ -59,14 +70,16 @@ class S3Server:
             preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),
         )  # fmt: skip
         self.endpoint = f"http://127.0.0.1:{ports['s3']}"
-        self._count = 0
         end = time.monotonic() + deadline
         while True:
             try:
                 self._make_bucket()
                 return
-            except Exception:  # whatever the client raises while the server is starting
-                if time.monotonic() > end or self._process.poll() is not None:
+            except Exception as error:  # whatever the client raises while the server is starting
+                if self._process.poll() is not None:
+                    self.stop()
+                    raise Ended from error
+                if time.monotonic() > end:
                     self.stop()
                     raise
                 time.sleep(0.2)
