@@ -16,8 +16,6 @@ from tests.support.cli import Launcher
 from tests.support.fault_proxy import FaultProxy
 from tests.support.s3 import S3Server
 
-pytestmark = pytest.mark.xdist_group("s3")
-
 
 @pytest.fixture
 def proxy(s3: S3Server) -> Iterator[FaultProxy]:

@@ -18,7 +18,7 @@ from launcher.transfer.places import open_place
 from tests.support.s3 import S3Server
 
 
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
+@pytest.fixture(params=["local", "memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     if request.param == "local":
         yield LocalStore(str(tmp_path / "store"))

@@ -16,7 +16,6 @@ import pytest
 from tests.promises.test_main_job import fine_tune_and_continue
 from tests.support.cli import ROOT, Launcher
 
-pytestmark = pytest.mark.xdist_group("docker")
 BASE, IMAGE = "launcher-test-base:latest", "launcher-test:cpu"
 
 

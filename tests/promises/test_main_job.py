@@ -62,7 +62,6 @@ def test_fine_tuning_on_two_processes_is_collected_and_continued(launcher: Launc
     assert "finished at step 6" in launcher("training", "logs", "ft_01", "--rank", "0")
 
 
-@pytest.mark.xdist_group("s3")
 def test_the_same_with_the_store_on_a_real_s3_server(launcher: Launcher, tiny_model: Path, s3: S3Server) -> None:
     launcher.env |= s3.env() | {"LAUNCHER_STORE": f"s3://{s3.new_prefix()}/team/store"}
     fine_tune_and_continue(launcher, tiny_model)
