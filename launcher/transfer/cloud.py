@@ -144,7 +144,7 @@ class CloudStore:
         except names.NotSupportedError as error:
             raise StoreUnsupported(store=self.url, cause=_cause(error)) from error
         except names.BaseError as error:
-            if re.search(r"\b403\b|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId", str(error)):
+            if re.search(r"status code: 403|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId", str(error)):
                 raise self._refused(key, error) from error
             raise StoreUnavailable(store=self.url, cause=_cause(error)) from error
 
