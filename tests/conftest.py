@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import ROOT, Launcher
+from tests.support.docker_engine import EngineMissingError, docker_engine
 from tests.support.s3 import S3Server
 
 REQUIRE_ALL = os.environ.get("LAUNCHER_TEST_REQUIRE_ALL") == "1"
@@ -56,16 +58,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def engine() -> Iterator[str]:
     """The address of a real Docker engine that has the base image."""
-    support = ROOT / "tests/support"
-    started = subprocess.run([support / "engine", "start"], capture_output=True, text=True)
-    if started.returncode:
-        if REQUIRE_ALL:
-            pytest.fail(f"no Docker engine: {started.stderr}")
-        pytest.skip(f"no Docker engine: {started.stderr.strip()}")
-    address = started.stdout.strip()
-    made = subprocess.run(
-        [support / "base_image"], env=os.environ | {"DOCKER_HOST": address}, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
-    yield address
-    subprocess.run([support / "engine", "stop"], check=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            address = stack.enter_context(docker_engine())
+        except EngineMissingError as error:
+            if REQUIRE_ALL:
+                pytest.fail(str(error))
+            pytest.skip(str(error))
+        made = subprocess.run(
+            [ROOT / "tests/support/base_image"],
+            env=os.environ | {"DOCKER_HOST": address},
+            capture_output=True,
+            text=True,
+        )
+        assert made.returncode == 0, made.stderr
+        yield address
