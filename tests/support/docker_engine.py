@@ -104,8 +104,8 @@ def _start(deadline: float) -> str:
     address = f"unix://{socket}"
     process = None
     if not _pid():
-        RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (RUN / "pid").unlink(missing_ok=True)  # dockerd refuses to start where the number belongs to anyone by now.
+        _clear()
+        RUN.mkdir(mode=0o700, parents=True)
         words = [f"--host={address}", f"--pidfile={RUN / 'pid'}"]
         words += [f"--data-root={HOME / 'data'}", f"--exec-root={RUN / 'exec'}"]
         with open(log, "wb") as output:
@@ -140,6 +140,14 @@ def _stop(deadline: float) -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         time.sleep(0.05)
+    _clear()
+
+
+def _clear() -> None:
+    """Removes what a dockerd of ours that does not run any more has left: the next would wait for its dead containerd."""
+    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed([each for each in mounts if each.startswith((f"{RUN}/", f"{HOME / 'data'}"))]):
+        subprocess.run(["umount", mount], check=False)
     shutil.rmtree(RUN, ignore_errors=True)
 
 
