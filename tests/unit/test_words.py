@@ -1,9 +1,6 @@
-"""Names, references, paths, units, the command line of torchrun, accelerators: tables."""
+"""Names, references, paths, units, the command line of torchrun: tables."""
 
 from __future__ import annotations
-
-import types
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +9,6 @@ from launcher.checkpoint import paths, reference
 from launcher.errors import LauncherError, UnsafePath, UsageError, tree
 from launcher.events import Redactor
 from launcher.ids import is_id, new_id
-from launcher.runners.accelerators import detect
 from launcher.runners.torchrun import command_line
 
 
@@ -142,38 +138,3 @@ def test_errors_are_a_tree_with_stable_kinds_and_documented_codes() -> None:
         assert error.__doc__
         assert error.exit_code in {64, 65, 66, 69, 70, 73, 74, 75, 77, 78, 126, 127}
     assert issubclass(UsageError, LauncherError)
-
-
-def fake_nvml(names_: list[str]) -> types.SimpleNamespace:
-    class NVMLError(Exception):
-        pass
-
-    return types.SimpleNamespace(
-        NVMLError=NVMLError,
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlDeviceGetCount=lambda: len(names_),
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetName=lambda index: names_[index],
-    )
-
-
-def test_accelerators_from_recorded_answers(tmp_path: Path) -> None:
-    assert detect({}, root=str(tmp_path)).count == 0
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev/nvidiactl").touch()
-    nvml = fake_nvml(["NVIDIA H100 80GB HBM3"] * 8)
-    assert (detect({}, root=str(tmp_path), nvml=nvml).kind, detect({}, root=str(tmp_path), nvml=nvml).count) == (
-        "cuda",
-        8,
-    )
-    for variable, count in (("0,1", 2), ("", 0), ("3,-1,4", 1), ("GPU-1,GPU-2", 2), ("9", 0)):
-        assert detect({"CUDA_VISIBLE_DEVICES": variable}, root=str(tmp_path), nvml=nvml).count == count
-    (tmp_path / "dev/nvidiactl").unlink()
-    for node, simd in ((0, 0), (1, 440), (2, 440)):
-        folder = tmp_path / f"sys/class/kfd/kfd/topology/nodes/{node}"
-        folder.mkdir(parents=True)
-        (folder / "properties").write_text(f"cpu_cores_count 0\nsimd_count {simd}\ngfx_target_version 90402\n")
-    found = detect({}, root=str(tmp_path))
-    assert (found.kind, found.count, found.names[0]) == ("rocm", 2, "gfx942")
-    assert detect({"ROCR_VISIBLE_DEVICES": "1"}, root=str(tmp_path)).count == 1
