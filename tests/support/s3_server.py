@@ -1,8 +1,8 @@
 """A real S3 server for tests: SeaweedFS (`weed mini`) on loopback, ready in one to two seconds, gone with its starter.
 
-    with serve(folder) as server:
-        os.environ.update(server.env())
-        url = f"s3://{server.new_bucket()}/prefix"
+with serve(folder) as server:
+    os.environ.update(server.env())
+    url = f"s3://{server.new_bucket()}/prefix"
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class S3Server:
             raise ServerFailed(f"creating {name} was answered {status}: {answer[:500]!r}")
         return name
 
-    def request(
-        self, method: str, target: str, body: bytes = b"", *, timeout: float = 10
-    ) -> tuple[int, bytes]:
+    def request(self, method: str, target: str, body: bytes = b"", *, timeout: float = 10) -> tuple[int, bytes]:
         """One signed request past every client library. `target`: path and query, encoded. -> status, body."""
         address = urllib.parse.urlsplit(self.endpoint).netloc
         with contextlib.closing(http.client.HTTPConnection(address, timeout=timeout)) as connection:
@@ -179,9 +177,7 @@ def _running(folder: Path, ports: dict[str, int]) -> Iterator[subprocess.Popen[b
         "-volume.max=10000",  # every bucket has volumes of its own
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
     environment |= {"HOME": str(folder), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
     starter = os.getpid()
 
@@ -190,9 +186,9 @@ def _running(folder: Path, ports: dict[str, int]) -> Iterator[subprocess.Popen[b
         if os.getppid() != starter:
             os._exit(1)
 
-    sockets = [
-        Path(f"/tmp/seaweedfs-{name}-grpc-{port + _GRPC}.sock") for name, port in ports.items()
-    ] + [Path(f"/tmp/seaweedfs-{name}-{port}.sock") for name, port in ports.items()]  # weed's, fixed place
+    sockets = [Path(f"/tmp/seaweedfs-{name}-grpc-{port + _GRPC}.sock") for name, port in ports.items()] + [
+        Path(f"/tmp/seaweedfs-{name}-{port}.sock") for name, port in ports.items()
+    ]  # weed's, fixed place
     with open(folder / "log", "ab") as log:
         process = subprocess.Popen(
             command,
