@@ -1,8 +1,10 @@
-"""A real S3 server for tests: SeaweedFS (`weed mini`) on loopback, ready in one to two seconds, gone with its starter.
+"""A real S3 server for tests: SeaweedFS on loopback, ready in one to two seconds, gone with its starter.
 
-with serve(folder) as server:
-    os.environ.update(server.env())
-    url = f"s3://{server.new_bucket()}/prefix"
+For example:
+
+    with serve(folder) as server:
+        os.environ.update(server.env())
+        url = f"s3://{server.new_bucket()}/prefix"
 """
 
 from __future__ import annotations
@@ -70,8 +72,15 @@ class S3Server:
             raise ServerFailed(f"creating {name} was answered {status}: {answer[:500]!r}")
         return name
 
-    def request(self, method: str, target: str, body: bytes = b"", *, timeout: float = 10) -> tuple[int, bytes]:
-        """One signed request past every client library. `target`: path and query, encoded. -> status, body."""
+    def request(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        *,
+        timeout: float = 10,
+    ) -> tuple[int, bytes]:
+        """One signed request past all client libraries. `target`: path and query, encoded. -> status, body"""
         address = urllib.parse.urlsplit(self.endpoint).netloc
         with contextlib.closing(http.client.HTTPConnection(address, timeout=timeout)) as connection:
             connection.request(method, target, body or None, headers=self.sign(method, target))
@@ -79,7 +88,7 @@ class S3Server:
             return answer.status, answer.read()
 
     def sign(self, method: str, target: str) -> dict[str, str]:
-        """The headers (Host included) that authorize a request, by AWS Signature Version 4, payload unsigned."""
+        """The headers (Host too) that authorize a request: AWS Signature Version 4, payload unsigned."""
         parts = urllib.parse.urlsplit(target)
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         headers = {
@@ -87,7 +96,8 @@ class S3Server:
             "x-amz-content-sha256": "UNSIGNED-PAYLOAD",
             "x-amz-date": now,
         }
-        query = "&".join(sorted(each if "=" in each else each + "=" for each in parts.query.split("&") if each))
+        arguments = [each if "=" in each else each + "=" for each in parts.query.split("&") if each]
+        query = "&".join(sorted(arguments))
         lines = [method, parts.path, query, *(f"{name}:{value}" for name, value in headers.items()), ""]
         canonical = "\n".join([*lines, ";".join(headers), "UNSIGNED-PAYLOAD"])
         scope = f"{now[:8]}/{REGION}/s3/aws4_request"
@@ -103,18 +113,21 @@ class S3Server:
 
 @contextlib.contextmanager
 def serve(folder: Path, *, deadline: float = 30) -> Iterator[S3Server]:
-    """Starts a server with its data in `folder` (made if absent); on exit kills it and removes the data, not the log.
+    """Starts a server with its data in `folder` (made if absent); at the end kills it and removes the data.
 
-    Yields when an object could be written, or raises ServerFailed after `deadline` seconds. The server also dies with
-    the *thread* that started it (PR_SET_PDEATHSIG), so start it from one that lives on.
+    Yields when an object could be written, or raises ServerFailed after `deadline` seconds. The server also
+    dies with the *thread* that started it (PR_SET_PDEATHSIG), so start it from one that lives on.
     """
     end = time.monotonic() + deadline
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         with _reserved_ports() as ports, _running(folder, ports) as process:
-            with contextlib.suppress(_PortTaken):
-                yield _ready(folder, ports, process, end)
-                return
+            try:
+                server = _ready(folder, ports, process, end)
+            except _PortTaken:
+                continue
+            yield server
+            return
 
 
 class _PortTaken(Exception):
@@ -123,10 +136,10 @@ class _PortTaken(Exception):
 
 @contextlib.contextmanager
 def _reserved_ports() -> Iterator[dict[str, int]]:
-    """A block of free ports, ours against every other test run on the machine for as long as the context is open.
+    """A block of free ports, ours against every other test run on the machine while the context is open.
 
-    The claim is a name in the abstract socket namespace, which the kernel drops with its owner. The blocks lie below
-    the ephemeral ports, from which the kernel would give one to any client socket.
+    The claim is a name in the abstract socket namespace, which the kernel drops with its owner. The blocks
+    lie below the ephemeral ports, from which the kernel would give one to any client socket.
     """
     first, last = 10_240, 22_760
     count = (last - first) // 8
@@ -177,7 +190,8 @@ def _running(folder: Path, ports: dict[str, int]) -> Iterator[subprocess.Popen[b
         "-volume.max=10000",  # every bucket has volumes of its own
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3_", "WEED_"))}
+    theirs = ("AWS_", "S3_", "WEED_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     environment |= {"HOME": str(folder), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
     starter = os.getpid()
 

@@ -1,8 +1,8 @@
 """One S3 server for all workers of a test run, started by the first that needs it, ended with the last.
 
-Who uses the server holds a shared lock on its `users` file; a keeper process, the server's parent, waits for the exclusive
-lock, which it gets when nobody is left, then ends the server. The kernel drops the locks of a killed worker, and ends the
-server of a killed keeper (PR_SET_PDEATHSIG): no counter that could be wrong, nothing left running.
+Who uses the server holds a shared lock on its `users` file; a keeper process, the server's parent, waits for
+the exclusive lock, which it gets when nobody is left, then ends the server. The kernel drops the locks of a
+killed worker, and ends the server of a killed keeper (PR_SET_PDEATHSIG): no counter that could be wrong.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @contextlib.contextmanager
 def shared(folder: Path, *, deadline: float = 60) -> Iterator[S3Server]:
-    """The server of everybody who names this folder. Raises ServerFailed when it isn't there after `deadline` seconds."""
+    """The server of everybody who names this folder. Raises ServerFailed if there is none in `deadline` s."""
     end = time.monotonic() + deadline
     with contextlib.ExitStack() as held:
         with open(folder / "s3.lock", "a") as lock:
@@ -80,9 +80,10 @@ def _start(folder: Path, held: contextlib.ExitStack, end: float) -> S3Server:
     home.mkdir()
     users = held.enter_context(open(home / "users", "a"))
     fcntl.flock(users, fcntl.LOCK_SH)  # before there is a keeper that could find nobody
+    left = max(1.0, end - time.monotonic())
     with open(home / "keeper.log", "wb") as log:
         keeper = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.shared_s3", str(home), str(max(1.0, end - time.monotonic()))],
+            [sys.executable, "-m", "tests.support.shared_s3", str(home), str(left)],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -92,7 +93,7 @@ def _start(folder: Path, held: contextlib.ExitStack, end: float) -> S3Server:
     assert keeper.stdout is not None
     with keeper.stdout as answer:
         # The keeper's own deadline is `end`; it then says why in its log.
-        told, _, _ = select.select([answer], [], [], max(0.0, end - time.monotonic()) + 5)
+        told, _, _ = select.select([answer], [], [], left + 5)
         line = os.read(answer.fileno(), select.PIPE_BUF) if told else b""
     threading.Thread(target=keeper.wait, daemon=True).start()  # reaps it, if it ends before us
     if not line:

@@ -28,9 +28,9 @@ with shared(Path(sys.argv[1])) as server:
 
 def user(folder: Path) -> tuple[subprocess.Popen[str], int]:
     """Another process that uses the shared server until its input ends. -> it, the server's pid"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", USER, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", USER, str(folder)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
     assert process.stdout is not None
     return process, int(process.stdout.readline().split()[0])
 
