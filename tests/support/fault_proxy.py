@@ -144,6 +144,8 @@ class FaultProxy:
                 rule.landed.append(answer.status)
         if fault.name == "no-answer":
             await asyncio.sleep(fault.number)
+        if fault.name == "close":
+            return await _close(writer)
         if fault.name in ("cut", "no-answer"):
             return False
         if answer is None or fault.landing:
@@ -194,10 +196,7 @@ class FaultProxy:
         if fault.name in ("cut-body", "short-with-full-length"):
             writer.write(body[:at])
             await writer.drain()
-            if fault.name == "short-with-full-length":
-                writer.close()  # an orderly end; `_reset` finds it done
-                await writer.wait_closed()
-            return False
+            return await _close(writer) if fault.name == "short-with-full-length" else False
         if fault.name == "stall":
             writer.write(body[:at])
             await writer.drain()
@@ -252,6 +251,12 @@ def _next_range(name: str, value: str) -> str:
     if name.lower() != "content-range":
         return value
     return re.sub(r"(\d+)-(\d+)", lambda found: f"{int(found[1]) + 1}-{int(found[2]) + 1}", value, count=1)
+
+
+async def _close(writer: asyncio.StreamWriter) -> bool:
+    writer.close()
+    await writer.wait_closed()
+    return False
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -7,7 +7,8 @@ the body (`@1000`, `@70%`; 50% if left out), S seconds.
   503, 409, 429:S, …      answered with that status and S3's error document; S is Retry-After
   expired                 400 ExpiredToken                 redirect   307 to the server itself, past the proxy
   html200                 200 with a page of HTML          cut        the connection is reset
-  no-answer:S             silence for S seconds, then cut  cut-upload@N   reset when N of the body have come
+  no-answer:S             silence for S seconds, then cut  close      an orderly end without an answer
+  cut-upload@N            reset when N bytes of the request's body have come
   short@N                 N bytes of the body, consistently framed as if they were all
   short-with-full-length@N  full Content-Length, N bytes, orderly close
   cut-body@N              full Content-Length, N bytes, reset
@@ -17,7 +18,7 @@ the body (`@1000`, `@70%`; 50% if left out), S seconds.
   wrong-range             206 for a range one byte further on
   200-for-206             the whole object, whatever range was asked for
 
-The words of the lines 2 to 5 forward nothing. With `-after-landing` (or `-after`) the request is carried out
+The words of the lines 2 to 6 forward nothing. With `-after-landing` (or `-after`) the request is carried out
 first, then answered so: `500-after-landing`, `no-answer-after-landing:5`; all but `cut-upload` can have it.
 """
 
@@ -33,7 +34,7 @@ _WORD = re.compile(
     r"(?P<name>[a-z0-9-]+?)(?P<landing>-after(-landing)?)?(@(?P<at>\d+)(?P<percent>%)?)?(:(?P<number>[\d.]+))?"
     r"(?P<times>\*(\d*))?"
 )
-_INSTEAD = {"expired", "redirect", "html200", "cut", "no-answer"}
+_INSTEAD = {"expired", "redirect", "html200", "cut", "close", "no-answer"}
 _FRAMED = {"short", "short-with-full-length", "cut-body"}
 ALTERED = _FRAMED | {"flip", "stall", "slow", "wrong-range", "200-for-206"}
 
