@@ -14,8 +14,9 @@ import pytest
 
 from tests.support.cli import ROOT, Launcher
 from tests.support.docker_engine import EngineMissingError, docker_engine
-from tests.support.s3 import S3Server
+from tests.support.shared_s3 import s3_server
 
+__all__ = ["s3_server"]
 REQUIRE_ALL = os.environ.get("LAUNCHER_TEST_REQUIRE_ALL") == "1"
 
 
@@ -45,14 +46,6 @@ def tiny_model(shared: Path) -> Path:
             )
             made.rename(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server (SeaweedFS)."""
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="session")

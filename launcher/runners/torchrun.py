@@ -50,7 +50,9 @@ def command_line(
         if command[0].endswith(".py") or command[0] == "-m":
             return CommandLine((python, *command), 1, False)
         return CommandLine(tuple(command), 1, False)
-    torchrun = [interpreter, agent, "--standalone", f"--nproc-per-node={accels}"]
+    # Without the address, torchrun hangs for minutes where this machine's own name does not resolve (measured: a container
+    # without a network, 549 s).
+    torchrun = [interpreter, agent, "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={accels}"]
     if accels > 1:
         torchrun += ["--log-dir", log_dir, "--redirects", "3"]
     return CommandLine((*torchrun, *target), accels, True)

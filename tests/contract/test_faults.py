@@ -14,46 +14,43 @@ from launcher.transfer.object_store import ObjectStore, Ours, create
 from launcher.transfer.places import open_place
 from tests.support.cli import Launcher
 from tests.support.fault_proxy import FaultProxy
-from tests.support.s3 import S3Server
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture
-def proxy(s3: S3Server) -> Iterator[FaultProxy]:
-    proxy = FaultProxy(s3.endpoint)
+def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    proxy = FaultProxy(s3_server.endpoint)
     yield proxy
     proxy.stop()
 
 
 @pytest.fixture
-def place(s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    for name, value in (s3.env() | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
+def place(s3_server: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    for name, value in (s3_server.env() | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
         monkeypatch.setenv(name, value)
-    return open_place(f"s3://{s3.new_prefix()}/store", timeout=3, environ=os.environ)
+    return open_place(f"s3://{s3_server.new_bucket()}/store", timeout=3, environ=os.environ)
 
 
-@pytest.mark.parametrize("fault", ["500-after", "cut-after", "409", "500", "cut"])
+@pytest.mark.parametrize(
+    "fault", ["500-after", "close-after", "cut-after", "409", "500", "close", "cut", "html200-after"]
+)
 def test_a_create_knows_the_truth_after_every_fault(place: ObjectStore, proxy: FaultProxy, fault: str) -> None:
     """20 times each: the object is ours, is there once, and nobody is told that somebody else has it."""
     for number in range(20):
         proxy.script("PUT", f"key-{number}", fault)
         assert create(place, f"key-{number}", b"mine", timeout=20).__class__ is Ours
-        assert proxy.seen[0][2] == fault
+        assert proxy.rules[0].seen[0] == fault
         assert place.get(f"key-{number}") == b"mine"
 
 
 def test_an_answer_that_never_comes_is_settled_by_reading(place: ObjectStore, proxy: FaultProxy) -> None:
-    proxy.script("PUT", "late", "silent-after")
+    proxy.script("PUT", "late", "no-answer-after:8")
     assert create(place, "late", b"mine", timeout=20).__class__ is Ours
 
 
 def test_what_can_be_neither_proven_nor_refuted_is_said(place: ObjectStore, proxy: FaultProxy) -> None:
-    proxy.script("GET", "lost", "500*1000")
-    proxy_put = proxy._next
-
-    def both(method: str, path: str) -> str:
-        return "500-after" if method == "PUT" and "lost" in path else proxy_put(method, path)
-
-    proxy._next = both  # type: ignore[method-assign]
+    proxy.script("GET", "lost", "500*")
+    proxy.on("PUT", "lost", "500-after*")
     with pytest.raises(CommitUnknown, match="not known"):
         create(place, "lost", b"mine", timeout=2)
 
@@ -61,33 +58,41 @@ def test_what_can_be_neither_proven_nor_refuted_is_said(place: ObjectStore, prox
 @pytest.mark.parametrize("path", ["manifests", "names"])
 @pytest.mark.parametrize("fault", ["500-after", "cut-after", "409"])
 def test_no_version_is_doubled_or_left_out(
-    launcher: Launcher, s3: S3Server, proxy: FaultProxy, tmp_path: Path, path: str, fault: str
+    launcher: Launcher, s3_server: S3Server, proxy: FaultProxy, tmp_path: Path, path: str, fault: str
 ) -> None:
     """10 pushes, each with its commit answered wrongly: versions 1 to 10, one checkpoint each."""
-    launcher.env |= s3.env() | {"AWS_ENDPOINT_URL": proxy.endpoint, "LAUNCHER_STORE": f"s3://{s3.new_prefix()}/p"}
+    launcher.env |= s3_server.env() | {
+        "AWS_ENDPOINT_URL": proxy.endpoint,
+        "LAUNCHER_STORE": f"s3://{s3_server.new_bucket()}/p",
+    }
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "notes.txt").write_text("x")
     for _ in range(10):
         proxy.script("PUT", f"/{path}/", fault)
         launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
-        assert proxy.seen[0][2] == fault
+        assert proxy.rules[0].seen[0] == fault
     found = launcher.json("checkpoint", "list")
     assert [each["metadata"]["version"] for each in found] == list(range(1, 11))
     assert len({each["metadata"]["id"] for each in found}) == 10
 
 
-@pytest.mark.parametrize("fault", ["500*3", "cut*2", "cut-body", "flip", "cut-body*2"])
+@pytest.mark.parametrize(
+    "fault", ["500*3", "cut*2", "cut-body", "flip", "cut-body*2", "short@50%", "html200", "short-with-full-length"]
+)
 def test_no_wrong_byte_reaches_a_job(
-    launcher: Launcher, s3: S3Server, proxy: FaultProxy, tmp_path: Path, fault: str
+    launcher: Launcher, s3_server: S3Server, proxy: FaultProxy, tmp_path: Path, fault: str
 ) -> None:
-    launcher.env |= s3.env() | {"AWS_ENDPOINT_URL": proxy.endpoint, "LAUNCHER_STORE": f"s3://{s3.new_prefix()}/p"}
+    launcher.env |= s3_server.env() | {
+        "AWS_ENDPOINT_URL": proxy.endpoint,
+        "LAUNCHER_STORE": f"s3://{s3_server.new_bucket()}/p",
+    }
     data = os.urandom(3_000_000)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "data.bin").write_bytes(data)
     launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
     proxy.script("GET", r"data\.bin", fault)
     launcher("checkpoint", "fetch", "base", "--destination", tmp_path / "got")
-    assert proxy.seen[0][2] == fault.partition("*")[0]
+    assert proxy.rules[0].seen[0] == fault.partition("*")[0]
     assert (tmp_path / "got" / "data.bin").read_bytes() == data
 
 

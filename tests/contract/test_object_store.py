@@ -15,7 +15,7 @@ from launcher.transfer.generic import GenericStore
 from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import Exists, Missing, ObjectStore, Ours, Theirs, create
 from launcher.transfer.places import open_place
-from tests.support.s3 import S3Server
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -25,10 +25,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     elif request.param == "memory":
         yield GenericStore(f"memory://{tmp_path.name}")
     else:
-        server: S3Server = request.getfixturevalue("s3")
+        server: S3Server = request.getfixturevalue("s3_server")
         for name, value in server.env().items():
             monkeypatch.setenv(name, value)
-        yield open_place(f"s3://{server.new_prefix()}/a/b", timeout=10, environ=os.environ)
+        yield open_place(f"s3://{server.new_bucket()}/a/b", timeout=10, environ=os.environ)
 
 
 KEYS = ["a.json", "names/ft_01!checkpoint-2/v00000001.json", "checkpoints/x/mit leer é 漢@=+.txt", "x/a#b%20c&.bin"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import ROOT, Launcher
-from tests.support.s3 import S3Server
+from tests.support.s3_server import S3Server
 
 
 def fine_tune_and_continue(launcher: Launcher, tiny_model: Path, *flags: str) -> None:
@@ -62,8 +62,8 @@ def test_fine_tuning_on_two_processes_is_collected_and_continued(launcher: Launc
     assert "finished at step 6" in launcher("training", "logs", "ft_01", "--rank", "0")
 
 
-def test_the_same_with_the_store_on_a_real_s3_server(launcher: Launcher, tiny_model: Path, s3: S3Server) -> None:
-    launcher.env |= s3.env() | {"LAUNCHER_STORE": f"s3://{s3.new_prefix()}/team/store"}
+def test_the_same_with_the_store_on_a_real_s3_server(launcher: Launcher, tiny_model: Path, s3_server: S3Server) -> None:
+    launcher.env |= s3_server.env() | {"LAUNCHER_STORE": f"s3://{s3_server.new_bucket()}/team/store"}
     fine_tune_and_continue(launcher, tiny_model)
 
 
