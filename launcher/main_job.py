@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import sys
 import time
 from collections.abc import Mapping
 
@@ -38,7 +38,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
     events = JsonLines(folder.path / "events.jsonl", redactor)
     emit = to_all(console, events)
-    attempt = Attempt(number=1, host=socket.gethostname(), pid=os.getpid(), started=time.time(), device=checked.device)
+    attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
     record.attempts.append(attempt)
     try:
         prepared = prepare(spec, settings, environ, store, folder, checked, emit)
@@ -91,6 +91,7 @@ def _run(
         on_capture=collector.put,
         emit=emit,
     )
+    sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets the collector's thread run for five.
     watcher.start()
     started = time.time()
     running = start(prepared, checked, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -28,8 +29,6 @@ def entrypoint(
       ENTRYPOINT ["launcher", "entrypoint", "--"]
       CMD ["train.py", "--epochs", "3"]
     """
-    import socket
-
     from launcher import main_job, names
     from launcher.job import spec as specs
     from launcher.runners.supervisor import catching
@@ -41,6 +40,6 @@ def entrypoint(
             flags | {"name": name, "runner": "entrypoint", "command": words},
             file=job_file,
             environ=environ,
-            defaults={"name": names.clean(socket.gethostname() or "job")},
+            defaults={"name": names.clean(os.uname().nodename or "job")},
         )
         return main_job.run(spec, settings, environ, signals).code

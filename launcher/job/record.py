@@ -92,19 +92,21 @@ def state(record: JobRecord, running: bool) -> str:
     return "succeeded" if outcome.code == 0 else "failed"
 
 
-def write_atomically(path: str, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomically(path: str, data: bytes, *, durable: bool = True) -> None:
     """Puts `data` at `path` so that a reader, also after a crash, finds the old content or the new one.
 
-    Survives a crash at any point: the temporary file is synced before the rename makes it visible.
+    Survives a crash of the process at any point, and where `durable` of the machine too: the temporary file is synced
+    before the rename makes it visible, which can take some hundred milliseconds on a busy disk.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(temporary, path)

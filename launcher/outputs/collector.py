@@ -6,6 +6,7 @@ by `launcher recover`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -115,6 +116,9 @@ class Collector:
         return self.pending
 
     def _run(self) -> None:
+        # Hashing and storing yield to the training, and to the watcher. A thread has a nice value of its own on Linux.
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         while (capture := self._queue.get()) is not None:
             self._store_one(capture)
 

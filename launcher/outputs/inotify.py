@@ -7,6 +7,7 @@ before the job's first write. The kernel's interface is 3 calls and one struct, 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Notice:
 
     path: str
     mask: int
+    missed: bool = False
+    """A folder that was gone again before it could be watched: what was in it is not known."""
 
     @property
     def overflow(self) -> bool:
@@ -56,13 +59,16 @@ class Inotify:
     def close(self) -> None:
         os.close(self.fd)
 
-    def _add(self, folder: str) -> None:
+    def _add(self, folder: str) -> bool:
+        """False where the folder is gone already."""
         path = os.fsencode(os.path.join(self.root, folder))
         watch = self._libc.inotify_add_watch(self.fd, path, MASK | _ONLYDIR | _DONT_FOLLOW)
         if watch >= 0:
             self._folders[watch] = folder
-        elif ctypes.get_errno() not in (2, 20):  # Gone again already, or no folder: nothing to watch.
-            self.complete = False
+            return True
+        gone = ctypes.get_errno() in (errno.ENOENT, errno.ENOTDIR)
+        self.complete = self.complete and gone
+        return not gone
 
     def _below(self, folder: str) -> list[Notice]:
         """Watches every folder below and returns what is there already: it may have come before the watch."""
@@ -106,11 +112,12 @@ class Inotify:
             if folder is None:
                 continue
             path = f"{folder}/{name}" if folder else name
-            notices.append(Notice(path, mask))
             if mask & ISDIR and mask & (CREATE | MOVED_TO):
-                self._add(path)
-                notices += self._below(path)
-            elif mask & ISDIR and mask & MOVED_FROM:
+                there = self._add(path)
+                notices += [Notice(path, mask, missed=not there), *self._below(path)]
+                continue
+            notices.append(Notice(path, mask))
+            if mask & ISDIR and mask & MOVED_FROM:
                 self._forget(path)
         return notices
 

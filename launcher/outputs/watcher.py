@@ -64,6 +64,8 @@ class Candidate:
     """Something happened since the last look."""
     leaving: bool = False
     """A file of it was deleted: rotation is removing it."""
+    missed: bool = False
+    """It was gone again before it could be watched."""
     promising: bool = False
     """It held tensors or a library's last file at some moment: its loss must be reported."""
 
@@ -191,9 +193,10 @@ class Watcher:
         name = path.rpartition("/")[2]
         if notice.is_folder and not slash:
             if notice.mask & (DELETE | MOVED_FROM):
-                self._gone(top)
+                self._gone(top, deleted=bool(notice.mask & DELETE))
             elif not formats.is_temporary(top):
-                self._candidate(top).leaving = False
+                candidate = self._candidate(top)
+                candidate.leaving, candidate.missed = False, notice.missed
                 if notice.mask & MOVED_TO:  # It may have become whole by this one rename.
                     self._now(top)
             return
@@ -212,9 +215,13 @@ class Watcher:
         with self._lock:
             return self._candidates.setdefault(path, Candidate(path, time.monotonic()))
 
-    def _gone(self, path: str) -> None:
+    def _gone(self, path: str, *, deleted: bool = True) -> None:
         candidate = self._candidates.pop(path, None)
-        if candidate and candidate.captured is None and candidate.promising:
+        if not candidate or candidate.captured is not None or not deleted:
+            return
+        if candidate.missed:
+            self._report(path, "it came and went before it could be looked at")
+        elif candidate.promising:
             self._report(path, "it was deleted before it could be captured")
 
     def _report(self, path: str, reason: str) -> None:
@@ -253,19 +260,20 @@ class Watcher:
         return captures.snapshot(folder, Folder.scan(folder).files)
 
     def _now(self, path: str) -> None:
-        """A file that some library writes last was closed: link first, judge the links after."""
+        """A file that some library writes last was closed: hold all of the folder first, judge it then."""
         candidate = self._candidate(path)
         if candidate.leaving:
             return
-        folder = os.path.join(self.root, path)
-        tree = Folder.scan(folder)
-        files = captures.snapshot(folder, tree.files)
-        if files == candidate.captured or len(files) < len(tree.files):
-            return
-        judgement = formats.judge(tree, self._context)
-        if not (judgement.whole and judgement.proven) or captures.open_writer(folder, files):
-            return
-        self._capture(candidate, files, judgement)
+        try:
+            held = captures.Held(os.path.join(self.root, path))
+        except (Vanished, OSError):
+            return  # On its way out, or never whole: what becomes of it is seen by the events that follow.
+        with held:
+            if held.identities == candidate.captured:
+                return
+            judgement = formats.judge(held, self._context)
+            if judgement.whole and judgement.proven and not held.open_writer():
+                self._capture(candidate, held, judgement)
 
     def _differs(self, candidate: Candidate, files: dict[str, Identity]) -> None:
         if candidate.captured and candidate.path != ROOT and files.items() < candidate.captured.items():
@@ -288,25 +296,24 @@ class Watcher:
         """Judges a candidate as it lies there and captures it where it is whole. None: nothing new, or no checkpoint."""
         if candidate.path == ROOT:
             return self._look_at_root(candidate)
-        folder = os.path.join(self.root, candidate.path)
-        tree = Folder.scan(folder)
-        files = captures.snapshot(folder, tree.files)
-        if not files or files == candidate.captured or candidate.leaving:
+        try:
+            held = captures.Held(os.path.join(self.root, candidate.path))
+        except Vanished:
+            candidate.leaving = True
             return None
-        candidate.seen = files
-        judgement = formats.judge(tree, self._context)
-        if judgement.verdict == "unknown":
-            holds = any(formats.holds_tensors(tree, path) for path in tree.files)
-            if not holds:
-                return None  # Not a checkpoint: part of the job's outputs.
-            if unknown_counts:
-                judgement = Judgement("whole", "unknown")
-        if judgement.whole and not captures.open_writer(folder, files):
-            if self._context.final:
-                files = {path: identity for path, identity in files.items() if not formats.is_temporary(path)}
-            if not self._capture(candidate, files, judgement):
+        with held:
+            if not held.files or held.identities == candidate.captured or candidate.leaving:
                 return None
-        return judgement
+            candidate.seen = held.identities
+            judgement = formats.judge(held, self._context)
+            if judgement.verdict == "unknown":
+                if not any(formats.holds_tensors(held, path) for path in held.files):
+                    return None  # Not a checkpoint: part of the job's outputs.
+                if unknown_counts:
+                    judgement = Judgement("whole", "unknown")
+            if judgement.whole and not held.open_writer() and not self._capture(candidate, held, judgement):
+                return None
+            return judgement
 
     def _look_at_root(self, candidate: Candidate) -> Judgement | None:
         tree = Folder(self.root, {path: identity[0] for path, identity in sorted(candidate.seen.items())})
@@ -360,32 +367,22 @@ class Watcher:
 
     # ── capturing ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _capture(self, candidate: Candidate, files: dict[str, Identity], judgement: Judgement) -> bool:
-        folder = os.path.join(self.root, candidate.path)
-        if not self._links:
-            candidate.captured = files
-            return self._capture_in_place(candidate.path, files, judgement)
-        try:
-            identifier, target = captures.link(folder, files, self.spool)
-        except Vanished:
-            candidate.leaving = True
-            if not self._context.final:
-                self._report(candidate.path, "it was deleted while it was being captured")
-            return False
-        except OSError as error:
-            self._links = False
-            self._emit(
-                event(
-                    "capture-degraded", f"The file system cannot link ({error.strerror}): reading in place", "warning"
-                )
-            )
-            return self._capture(candidate, files, judgement)
-        # What was linked must be what was judged: a file replaced in between is another inode, size or time.
-        if captures.snapshot(str(target), files) != files:
-            captures.discard(identifier, self.spool)
-            return False
-        candidate.captured = candidate.seen = files
+    def _capture(self, candidate: Candidate, held: captures.Held, judgement: Judgement) -> bool:
+        # Where nobody writes any more, a temporary file is what a killed writer left.
+        paths = [path for path in held.files if not formats.is_temporary(path)]
+        if self._links:
+            try:
+                identifier, target, files = held.link(paths, self.spool)
+            except Vanished:
+                return False  # Replaced or cut in this moment: the events that follow say what it became.
+            except OSError as error:
+                self._links = False
+                text = f"The file system cannot link ({error.strerror}): checkpoints are read in place"
+                self._emit(event("capture-degraded", text, "warning"))
+        candidate.captured = candidate.seen = held.identities
         candidate.dirty = False
+        if not self._links:
+            return self._capture_in_place(candidate.path, {path: held.identities[path] for path in paths}, judgement)
         self._made(identifier, candidate.path, str(target), True, files, judgement)
         return True
 
