@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str = ""
     """The node cache, shared by all jobs of this machine. Default: the user's cache folder."""
     input_dir: str = ""
-    """Where the job finds its input checkpoints. Default: /input-checkpoint where it exists, else in the job folder."""
+    """Where the job finds its input checkpoints. Default: /input-checkpoint in a container, else in the job folder."""
     output_dir: str = ""
     """Where the job writes. Default: /output-checkpoint in a container, else in the job folder."""
     input_guard: str = "auto"

@@ -22,7 +22,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to run. Every field is a flag (`--work-dir`), a variable (`LAUNCHER_WORK_DIR`) and a key of the job file."""
 
     name: str
+    """The job's name; its checkpoints are named after it."""
     kind: Kind = "training"
+    """A label: training, fine-tuning or inference; it changes nothing else."""
     command: tuple[str, ...] = ()
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
@@ -32,9 +34,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     """Nodes; more than one needs a scheduler, which this release does not have."""
     device: Device = "auto"
+    """auto, cpu, cuda or rocm. auto falls back to the CPU where a person starts the job, and fails in an entrypoint."""
     launch: Literal["auto", "torchrun", "exec"] = "auto"
+    """auto: Python scripts and modules by torchrun, anything else as it is."""
     runner: RunnerName = "process"
+    """process: on this machine; docker: in a container of the local engine."""
     image: str = ""
+    """Docker runner: the image; it needs the job's libraries, not the launcher."""
     user: str = ""
     """Docker runner: USER[:GROUP] of the job. Default: the caller, or nobody where the caller is root."""
     network: str = ""
@@ -42,10 +48,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     shm_size: Bytes = 0
     """Docker runner: size of /dev/shm. Default: half of the machine's memory."""
     env: dict[str, str] = {}
+    """Variables of the job."""
     work_dir: str = ""
     """Where the command runs. Default: the current folder, or the repository."""
     repository_url: str = ""
+    """The code's git repository, cloned into the job folder."""
     repository_revision: str = ""
+    """Branch, tag or commit of it."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
     settle: Seconds = 2.0

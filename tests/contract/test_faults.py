@@ -130,3 +130,19 @@ def test_a_checkpoint_between_its_manifest_and_its_name_gets_its_version(tmp_pat
     assert store.commit(manifest).version == 1
     assert store.commit(manifest).version == 1
     assert [each.version for each in store.checkpoints()] == [1]
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_versions_of_many_writers_are_gapless(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A slice of tests/campaigns/versions.py: 4 processes × 10 commits to one name."""
+    from tests.campaigns.versions import campaign
+
+    url = str(tmp_path / "store")
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3_server")
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://{server.new_bucket()}/store"
+    assert "versions 1 to 40, each once" in campaign(url, 4, 10)

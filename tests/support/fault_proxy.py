@@ -100,9 +100,11 @@ class FaultProxy:
 
     async def _end(self) -> None:
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            # Python 3.11's wait_for can swallow a cancellation that comes just as its result does: ask again.
+            await asyncio.wait(tasks, timeout=0.5)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -1,0 +1,86 @@
+"""The pages of docs/ that are made from the code: `python -m tests.support.docs` writes them, a test compares them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from types import ModuleType
+
+from launcher import settings
+from launcher.errors import LauncherError, tree
+from launcher.job import spec
+from tests.support.cli import ROOT
+
+ERRORS = ROOT / "docs/errors.md"
+SETTINGS = ROOT / "docs/settings.md"
+
+
+def errors_page() -> str:
+    """Every error class: code, kind, whether trying again can help, and what it means."""
+    lines = [
+        "# Exit codes and errors",
+        "",
+        "The exit code is the job's own: 0 to 255 as it was, 128+n where signal n ended it, 127 where its program does not",
+        "exist, 126 where it cannot be executed. The codes below are the launcher's own failures. 64 to 78 can be a job's code",
+        "too: `origin` in the job's `result.json` tells whose it is. A job's failure is never masked, and its success never",
+        "hides a lost checkpoint. With `--json` an error is one object: `error` (its kind), `message`, `hint`, `exit_code`.",
+        "",
+        "| Code | Kind | Try again | Meaning | Message |",
+        "|---|---|---|---|---|",
+    ]
+    for error in sorted(tree(LauncherError), key=lambda each: (each.exit_code, each.kind)):
+        meaning = " ".join((error.__doc__ or "").split())
+        again = "yes" if error.retryable else "no"
+        lines.append(f"| {error.exit_code} | `{error.kind}` | {again} | {meaning} | {error.message} |")
+    return "\n".join(lines) + "\n"
+
+
+def settings_page() -> str:
+    """Every setting and every key of a job, with its variable."""
+    lines = [
+        "# Settings",
+        "",
+        "Flags win over `LAUNCHER_*` variables, those over the job file (`--file job.yaml`), that over the user's",
+        "configuration file (`$LAUNCHER_CONFIG`, else `config.yaml` in the user's configuration folder). `launcher config show`",
+        "prints what is in force and where each value came from. Durations are `90s`, `5m`, `2h`; sizes `512MiB`, `2GiB`.",
+        "",
+        "## Of this machine (variables, configuration file)",
+        "",
+        *_table(settings, "Settings"),
+        "",
+        "## Of a job (flags, variables, job file)",
+        "",
+        "A variable's list is separated by commas. `command` and `env` have no variable.",
+        "",
+        *_table(spec, "JobSpec"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(module: ModuleType, name: str) -> list[str]:
+    body = next(node for node in ast.parse(inspect.getsource(module)).body if getattr(node, "name", "") == name)
+    assert isinstance(body, ast.ClassDef)
+    rows = ["| Key | Variable | Default | Meaning |", "|---|---|---|---|"]
+    for index, node in enumerate(body.body):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        after = body.body[index + 1] if index + 1 < len(body.body) else None
+        text = ""
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            text = " ".join(str(after.value.value).split())
+        key = node.target.id
+        variable = "" if key in ("command", "env", "kind") else f"`LAUNCHER_{key.upper()}`"
+        default = ast.unparse(node.value).strip("'") if node.value else "required"
+        rows.append(
+            f"| `{key.replace('_', '-')}` | {variable} | {'' if default in ('()', '{}') else default} | {text} |"
+        )
+    return rows
+
+
+def main() -> None:
+    ERRORS.write_text(errors_page())
+    SETTINGS.write_text(settings_page())
+
+
+if __name__ == "__main__":
+    main()
