@@ -15,14 +15,15 @@ from launcher.checkpoint import formats, paths, reference
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import SCHEMA, Facts, Manifest, Ready
 from launcher.checkpoint.tree import Folder, Tree
-from launcher.errors import AccessDenied, DigestMismatch, FormatBroken, LocalResourceError, SourceNotFound, UsageError
+from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
 from launcher.ids import new_id
-from launcher.inputs.cache import fetch_file
+from launcher.inputs.cache import fetch_files
 from launcher.progress import Progress
 from launcher.store import layout
 from launcher.store.store import Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
+from launcher.transfer.digest import Hasher
 from launcher.transfer.object_store import Missing
 from launcher.transfer.retry import call
 
@@ -71,34 +72,30 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
 
 
 def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit: Emit) -> tuple[str, Checkpoint]:
-    """Copies a checkpoint into a new or empty folder, every file verified. A second call goes on where one was cut off."""
+    """Copies a checkpoint into a new or empty folder, every file verified; the folder appears whole, by one rename.
+
+    Until then it is `<destination>.part`, with which a second call goes on where one was cut off.
+    """
     found = store.resolve(ref)
     manifest = found.manifest
-    target = os.path.abspath(destination or manifest.name.rpartition("/")[2])
-    known = {file.path for file in manifest.files}
-    if os.path.isdir(target) and not set(Folder.scan(target).files) <= known:
-        raise UsageError(
-            what=f"The folder {target} holds other files.", hint="Choose a new one with --destination DIR."
-        )
+    target = Path(os.path.abspath(destination or manifest.name.rpartition("/")[2]))
+    partial = target.with_name(f"{target.name}.part")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(what=f"{target} exists and is no empty folder.", hint="Choose a new one: --destination DIR.")
+    if partial.is_dir() and not set(Folder.scan(str(partial)).files) <= {file.path for file in manifest.files}:
+        raise UsageError(what=f"The folder {partial} holds other files.", hint="Remove it, or choose another place.")
     try:
-        for file in manifest.files:
-            Path(target, file.path).parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
         with Progress(f"Fetching {found.label}", manifest.size, emit) as progress:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(threads) as pool:
-                for _ in pool.map(
-                    lambda file: fetch_file(store, manifest, file, os.path.join(target, file.path), progress.add),
-                    manifest.files,
-                ):
-                    pass
+            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress.add)
         for file in manifest.files:
-            os.chmod(os.path.join(target, file.path), file.mode | stat.S_IWUSR)
+            os.chmod(partial / file.path, file.mode | stat.S_IWUSR)
+        partial.replace(target)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessDenied(what=target, cause=error.strerror) from error
+            raise AccessDenied(what=str(target), cause=error.strerror) from error
         raise LocalResourceError(what=f"{target} cannot be written: {error.strerror}.") from error
-    return target, found
+    return str(target), found
 
 
 def verify(target: str, store: Callable[[], Store], *, read_data: bool) -> dict[str, Any]:
@@ -171,12 +168,9 @@ class _Stored:
                     f"{file.path} is missing" if size is None else f"{file.path} has {size} of {file.size} bytes"
                 )
         if read_data and not reasons:
-            import tempfile
-
-            with tempfile.TemporaryDirectory(prefix="launcher-verify-") as folder:
-                for file in self._manifest.files:
-                    try:
-                        fetch_file(self._store, self._manifest, file, os.path.join(folder, "data"), lambda count: None)
-                    except DigestMismatch as error:
-                        reasons.append(error.text)
+            for file in self._manifest.files:
+                hasher = Hasher()
+                self._store.place.stream(self._prefix + file.path, 0, file.size, hasher.update)
+                if hasher.digest != file.digest:
+                    reasons.append(f"{file.path} has the digest {hasher.digest}, not {file.digest}")
         return reasons

@@ -19,17 +19,21 @@ from launcher.ids import is_id
 SCHEMA = 1
 LARGEST = 256 << 20
 """Bytes of a manifest that a reader accepts: about a million files."""
-_DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
+_DIGEST = re.compile(r"blake3(-16m)?:[0-9a-f]{64}")
+_BLOCK = re.compile(r"[0-9a-f]{64}")
+_BLOCK_SIZE = 16 << 20
 
 
 class File(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One file. `path` is relative to the checkpoint's folder; `mtime` in Unix seconds."""
+    """One file. `path` is relative to the checkpoint's folder; `mtime` in Unix seconds. `blocks`: BLAKE3 digests (hex) of
+    its blocks of 16 MiB, where it has more than one; `digest` is then made from them."""
 
     path: str
     size: int
     digest: str
     mode: int = 0o644
     mtime: float = 0.0
+    blocks: tuple[str, ...] = ()
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -153,6 +157,9 @@ def _check(manifest: Manifest, key: str) -> None:
         for file in manifest.files:
             if file.size < 0 or not _DIGEST.fullmatch(file.digest):
                 raise ValueError(f"size or digest of {file.path!r} is impossible")
+            count = -(-file.size // _BLOCK_SIZE) if file.size > _BLOCK_SIZE else 0
+            if len(file.blocks) != count or not all(_BLOCK.fullmatch(block) for block in file.blocks):
+                raise ValueError(f"the blocks of {file.path!r} are impossible")
         if sum(file.size for file in manifest.files) != manifest.size:
             raise ValueError("its size is not the sum of its files' sizes")
     except LauncherError as error:

@@ -12,21 +12,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from launcher.checkpoint.manifest import File, Manifest
+from launcher.checkpoint.manifest import Manifest
 from launcher.errors import AccessDenied, DigestMismatch, LocalResourceError, NoSpace
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import size as as_size
+from launcher.transfer import bulk
 from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Entry, Missing, ObjectStore, OnBytes
-from launcher.transfer.retry import call
 
 
 class Lease:
@@ -63,19 +62,7 @@ class NodeCache:
         """
 
         def download(partial: Path) -> None:
-            def one(file: File) -> None:
-                (partial / file.path).parent.mkdir(parents=True, exist_ok=True)
-                fetch_file(store, manifest, file, str(partial / file.path), on_bytes)
-
-            if len(manifest.files) < 3:
-                for file in manifest.files:
-                    one(file)
-                return
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(self._threads) as pool:
-                for _ in pool.map(one, manifest.files):
-                    pass
+            fetch_files(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
 
         return self._make(manifest.id, manifest.size, f"checkpoint {manifest.name}", download)
 
@@ -108,12 +95,9 @@ class NodeCache:
         identifier = digests.of_bytes(listing.encode()).removeprefix("blake3:")[:32]
 
         def download(partial: Path) -> None:
-            for entry in entries:
-                target = partial / entry.key
-                target.parent.mkdir(parents=True, exist_ok=True)
-                moved = call(functools.partial(place.download, entry.key, str(target), on_bytes), 60)
-                if moved.size != entry.size:
-                    raise DigestMismatch(path=entry.key, checkpoint=place.url, cause=f"{moved.size} bytes came")
+            wanted = [bulk.Wanted(entry.key, entry.size, str(partial / entry.key)) for entry in entries]
+            _folders(wanted)
+            bulk.download(place, wanted, threads=self._threads, timeout=60, on_bytes=on_bytes)
 
         return self._make(identifier, sum(entry.size for entry in entries), place.url, download)
 
@@ -131,7 +115,7 @@ class NodeCache:
         try:
             partial.mkdir(exist_ok=True)
             free = shutil.disk_usage(partial).free
-            have = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+            have = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file())
             if size - have > free:
                 raise NoSpace(
                     what=what,
@@ -161,25 +145,27 @@ class NodeCache:
         return LocalResourceError(what=f"The node cache {self.folder} cannot be used: {error}.")
 
 
-def fetch_file(store: Store, manifest: Manifest, file: File, destination: str, on_bytes: OnBytes) -> None:
-    """One verified file of a checkpoint to a local path, twice at most; a whole one that is there already is kept."""
-    if os.path.exists(destination) and os.stat(destination).st_size == file.size:
-        if digests.of_file(destination) == file.digest:
-            on_bytes(file.size)
-            return
-    key = layout.files(manifest.id) + file.path
-    cause = ""
-    for _ in range(2):
-        try:
-            moved = call(lambda: store.place.download(key, destination, on_bytes), store.timeout)
-        except Missing:
-            cause = "it is missing in the store"
-            continue
-        if moved.size == file.size and moved.digest == file.digest:
-            return
-        cause = f"{moved.size} bytes with digest {moved.digest}, the manifest says {file.size} and {file.digest}"
-        os.unlink(destination)
-    raise DigestMismatch(path=file.path, checkpoint=manifest.id, cause=cause)
+def fetch_files(store: Store, manifest: Manifest, folder: Path, *, threads: int, on_bytes: OnBytes) -> None:
+    """All files of a checkpoint below `folder`, verified; goes on where an earlier call was cut off.
+
+    Raises DigestMismatch with the file's name, StoreError, OSError.
+    """
+    prefix = layout.files(manifest.id)
+    wanted = [
+        bulk.Wanted(prefix + file.path, file.size, str(folder / file.path), file.digest, file.blocks)
+        for file in manifest.files
+    ]
+    _folders(wanted)
+    try:
+        bulk.download(store.place, wanted, threads=threads, timeout=store.timeout, on_bytes=on_bytes)
+    except (bulk.Damaged, Missing) as error:
+        key, cause = (error.key, error.cause) if isinstance(error, bulk.Damaged) else (str(error), "it is missing")
+        raise DigestMismatch(path=key.removeprefix(prefix), checkpoint=manifest.id, cause=cause) from error
+
+
+def _folders(wanted: Iterable[bulk.Wanted]) -> None:
+    for folder in {os.path.dirname(each.destination) for each in wanted}:
+        os.makedirs(folder, exist_ok=True)
 
 
 def remove(folder: Path) -> None:

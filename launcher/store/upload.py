@@ -38,7 +38,7 @@ def upload_files(
         same = _identity(before) == _identity(after) and moved.size == after.st_size
         if not same or (unchanged and not unchanged(path, after)):
             raise Changed(path)
-        return File(path, moved.size, moved.digest, before.st_mode & 0o777, before.st_mtime)
+        return File(path, moved.size, moved.digest, before.st_mode & 0o777, before.st_mtime, moved.blocks)
 
     todo = sorted(paths)
     if len(todo) == 1:

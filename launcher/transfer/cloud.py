@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 from launcher.errors import AccessDenied, SettingsError, StoreError, StoreUnavailable, StoreUnsupported
 from launcher.transfer.digest import Hasher
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
+from launcher.transfer.http import Ranges, Refused
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
 from launcher.transfer.retry import engine_config
 
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure"})
@@ -23,6 +25,17 @@ _SINGLE_PUT = 8 << 20
 """Up to this size a file is one request; above, a multipart upload of parts of this size."""
 _PARTS = 4
 _STREAM = 256 << 10
+_SIGN_FROM = 1 << 20
+"""Bytes from which reading by a signed URL into reused memory takes less CPU than the engine's own bodies (measured:
+0.4 against 0.56 s for 512 MiB; below, signing costs more than it saves)."""
+_SIGNED = 3600
+"""Seconds that a signed URL is good for; it is used for the first half of them."""
+_STALLED = 30.0
+"""Seconds without a byte after which a body is cut and gone on with."""
+_EXPIRED = frozenset({"ExpiredToken", "RequestTimeTooSkewed", "TokenRefreshRequired", "RequestExpired"})
+
+
+_PROXIES = tuple(each for name in ("http_proxy", "https_proxy", "all_proxy") for each in (name, name.upper()))
 
 
 class CloudStore:
@@ -35,6 +48,9 @@ class CloudStore:
         self.url = url.rstrip("/")
         self._obstore = obstore
         self._exceptions = exceptions
+        self._urls: dict[str, tuple[str, float]] = {}
+        self._can_sign = not any(environ.get(name) for name in _PROXIES)  # The engine knows proxies, `Ranges` does not.
+        self._ranges = Ranges(timeout=min(timeout, _STALLED))
         options: dict[str, Any] = {
             "connect_timeout": timedelta(seconds=min(10.0, timeout)),
             "timeout": timedelta(seconds=max(timeout, 1.0)),
@@ -95,27 +111,46 @@ class CloudStore:
                 self._obstore.put(self._store, key, b"".join(parts()), use_multipart=False)
             else:
                 self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
-        return Moved(hasher.size, hasher.digest)
+        return Moved(hasher.size, hasher.digest, hasher.blocks)
 
-    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
-        hasher = Hasher()
-        with self._errors(key):
-            result = self._obstore.get(self._store, key)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(destination)
-            with open(destination, "xb", buffering=0) as file:
+    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
+        if not length:
+            return
+        url = self._signed(key) if length >= _SIGN_FROM else ""
+        if not url:
+            with self._errors(key):
+                result = self._obstore.get(self._small, key, options={"range": (start, start + length)})
                 for chunk in result.stream(min_chunk_size=_STREAM):
                     view = memoryview(chunk)
-                    file.write(view)
-                    hasher.update(view)
-                    on_bytes(len(view))
-                os.fchmod(file.fileno(), 0o444)
-                os.fsync(file.fileno())
-        if hasher.size != result.meta["size"]:
-            raise StoreUnavailable(
-                store=self.url, cause=f"{key} ended after {hasher.size} of {result.meta['size']} bytes"
-            )
-        return Moved(hasher.size, hasher.digest)
+                    sink(view)
+                    length -= len(view)
+            if length:
+                raise StoreUnavailable(store=self.url, cause=f"{key} ended {length} bytes early")
+            return
+        try:
+            self._ranges.get(url, start, length, sink)
+        except Refused as refused:
+            self._urls.pop(key, None)  # Credentials expire: the next attempt signs anew.
+            if refused.status == 404:
+                raise Missing(key) from refused
+            if refused.code in _EXPIRED:
+                raise StoreUnavailable(store=self.url, cause=str(refused)) from refused
+            raise self._refused(key, refused) from refused
+
+    def _signed(self, key: str) -> str:
+        """A URL that anyone may read the object by for a while; empty where the cloud or the credentials cannot sign."""
+        if not self._can_sign:
+            return ""
+        url, since = self._urls.get(key, ("", 0.0))
+        if not url or time.monotonic() - since > _SIGNED / 2:
+            try:
+                with self._errors(key):
+                    url = self._obstore.sign(self._store, "GET", key, timedelta(seconds=_SIGNED))
+            except (StoreError, AccessDenied, ValueError):
+                self._can_sign = False
+                return ""
+            self._urls[key] = url, time.monotonic()
+        return url
 
     def settle(self, prefix: str) -> None:
         """An object store answers only when the object is durable."""

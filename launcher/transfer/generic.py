@@ -11,7 +11,7 @@ from typing import Any
 from launcher.errors import AccessDenied, StoreError, StoreUnavailable, StoreUnsupported, UsageError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
 
 REFUSED = frozenset({"simplecache", "filecache", "blockcache", "reference", "zip", "tar", "libarchive", "local", "dir"})
 """fsspec protocols that wrap another URL or reach local files by another name: never taken from a person's text."""
@@ -94,21 +94,17 @@ class GenericStore:
                     target.write(chunk)
                     hasher.update(chunk)
                     on_bytes(len(chunk))
-        return Moved(hasher.size, hasher.digest)
+        return Moved(hasher.size, hasher.digest, hasher.blocks)
 
-    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
-        hasher = Hasher()
-        with self._errors(key), self._fs.open(self._path(key), "rb") as source:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(destination)
-            with open(destination, "xb", buffering=0) as file:
-                while chunk := source.read(CHUNK):
-                    file.write(chunk)
-                    hasher.update(chunk)
-                    on_bytes(len(chunk))
-                os.fchmod(file.fileno(), 0o444)
-                os.fsync(file.fileno())
-        return Moved(hasher.size, hasher.digest)
+    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
+        end = start + length
+        with self._errors(key):
+            while start < end:
+                data = self._fs.cat_file(self._path(key), start=start, end=min(start + CHUNK, end))
+                if not data:
+                    raise StoreUnavailable(store=self.url, cause=f"{key} ended at {start}, before {end}")
+                sink(memoryview(data))
+                start += len(data)
 
     def settle(self, prefix: str) -> None:
         """fsspec has no notion of durability: what the protocol promises is what there is."""

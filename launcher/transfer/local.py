@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 
 from launcher.errors import AccessDenied, NoSpace, StoreError
 from launcher.ids import new_id
-from launcher.transfer.digest import Hasher, chunks
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
+from launcher.transfer.digest import CHUNK, Hasher, chunks
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
 
 _TEMPORARY = ".tmp-"
 
@@ -97,9 +97,16 @@ class LocalStore:
             with open(source, "rb", buffering=0) as file:
                 return _copy(file.fileno(), path, on_bytes, mode=0o444)
 
-    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
+    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
-            return _copy(file.fileno(), destination, on_bytes, mode=0o444)
+            buffer = memoryview(bytearray(min(length, CHUNK)))
+            end = start + length
+            while start < end:
+                count = os.preadv(file.fileno(), [buffer[: min(len(buffer), end - start)]], start)
+                if not count:
+                    raise StoreError(store=self.url, cause=f"{key} ends at {start}, before {end}")
+                sink(buffer[:count])
+                start += count
 
     def settle(self, prefix: str) -> None:
         with self._errors(prefix):
@@ -165,7 +172,7 @@ def _copy(source: int, destination: str, on_bytes: OnBytes, *, mode: int) -> Mov
         os.fsync(fd)
     finally:
         os.close(fd)
-    return Moved(hasher.size, hasher.digest)
+    return Moved(hasher.size, hasher.digest, hasher.blocks)
 
 
 def _write_all(fd: int, view: memoryview) -> None:

@@ -14,7 +14,10 @@ from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
 from launcher.transfer.retry import policy
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes just moved, from any thread, often."""
+"""Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again."""
+
+Sink = Callable[[memoryview], None]
+"""Takes the next bytes of an object; their memory is used again after the call."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Moved:
-    """A file that was uploaded or downloaded whole: size in bytes, digest of exactly the bytes that were moved."""
+    """A file that was uploaded or downloaded whole: size in bytes, digest of exactly the bytes that were moved, and the
+    digests of its blocks where it has several (see `digest`)."""
 
     size: int
     digest: str
+    blocks: tuple[str, ...] = ()
 
 
 class Missing(Exception):
@@ -69,8 +74,11 @@ class ObjectStore(Protocol):
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
         """Stores a local file; the digest is of the bytes sent."""
 
-    def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
-        """Writes an object to a local path that does not exist yet; the digest is of the bytes written."""
+    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
+        """Passes `length` bytes from `start` to `sink`, in order, in pieces whose memory is used again after the call.
+
+        One attempt: where it raises StoreUnavailable, `sink` has had the first so many bytes. `bulk.download` goes on
+        behind them, verifies, and is what to use for files."""
 
     def settle(self, prefix: str) -> None:
         """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""

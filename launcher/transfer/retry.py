@@ -1,12 +1,14 @@
 """The one retry policy: what is tried again, how often, for how long.
 
 Tried again: StoreUnavailable, which the engines raise for 429, 5xx, time-outs, resets and short bodies. Everything else
-(403, 404, no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full jitter.
+(403, 404, no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full
+jitter, or are what the server asked for (Retry-After).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,12 +24,20 @@ def policy(timeout: float) -> Retrying:
     """Attempts for `for attempt in policy(timeout): with attempt: …`; the last failure is raised after `timeout` seconds."""
     import tenacity  # 40 ms, and a local store that works never needs it
 
+    jitter = tenacity.wait_random_exponential(multiplier=0.1, max=5)
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StoreUnavailable),
-        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
+        wait=lambda state: max(jitter(state), _asked(state.outcome)),
         stop=tenacity.stop_after_delay(timeout),
         reraise=True,
     )
+
+
+def _asked(outcome: Future[Any] | None) -> float:
+    """Seconds that the server asked for (Retry-After)."""
+    error = outcome.exception() if outcome else None
+    asked = error.facts.get("retry_after") if isinstance(error, StoreUnavailable) else None
+    return asked if isinstance(asked, float) else 0.0
 
 
 def call(function: Callable[[], T], timeout: float) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import StoreUnsupported
+from launcher.transfer.bulk import Wanted, download
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.generic import GenericStore
 from launcher.transfer.local import LocalStore
@@ -74,7 +76,14 @@ def test_files_go_up_and_down_with_the_digest_of_their_bytes(place: ObjectStore,
         assert sum(moved) == size
         place.settle("d/")
         target = tmp_path / f"down-{size}"
-        assert place.download("d/file.bin", str(target), moved.append).digest == of_bytes(data)
+        wanted = Wanted("d/file.bin", size, str(target))
+        (down,) = download(place, [wanted], threads=4, timeout=20, on_bytes=moved.append)
+        assert (down.size, down.digest) == (size, of_bytes(data))
+        assert target.read_bytes() == data
+        again = dataclasses.replace(wanted, digest=down.digest, blocks=down.blocks)
+        with open(target, "r+b") as file:
+            file.write(b"?" if size else b"")
+        assert download(place, [again], threads=4, timeout=20, on_bytes=moved.append) == [down]
         assert target.read_bytes() == data
         assert place.read("d/file.bin", 5, 10) == data[5:15]
         place.delete(["d/file.bin", "d/never-was"])
