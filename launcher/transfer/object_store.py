@@ -14,7 +14,7 @@ from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
 from launcher.transfer.retry import policy
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes just moved, from any thread, often."""
+"""Called with the number of bytes just moved, from any thread, often; by waiting in it, a caller slows the transfer down."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class ObjectStore(Protocol):
 
     def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
         """Writes an object to a local path that does not exist yet; the digest is of the bytes written."""
+
+    def copy(self, source_key: str, target_key: str) -> None:
+        """Makes an object from another one inside the place, replacing what was there: its bytes do not pass through here.
+
+        Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
 
     def settle(self, prefix: str) -> None:
         """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""
