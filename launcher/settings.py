@@ -25,6 +25,9 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, extra={"unit": "seconds"})]
 Bytes = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes"})]
 """A size: a number of bytes, or text such as 512MiB, 2GiB, 1TB."""
 
+Rate = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes a second"})]
+"""A rate: a number of bytes a second, or text such as 20MB/s, 1GiB/s."""
+
 _SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "B": 1} | {
     prefix + suffix: base**power
@@ -48,6 +51,16 @@ def parse_bytes(text: str) -> int:
     if not match or match[2].lower() not in units:
         raise ValueError(f"{text!r} is no size; write 512MiB, 2GiB or a number of bytes")
     return int(float(match[1]) * units[match[2].lower()])
+
+
+def parse_share(text: str) -> int | float:
+    """`30%` to the share 0.3 (a float), `20GiB` to bytes (an int). ValueError says what would be right."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if not match:
+        return parse_bytes(text)
+    if not 0 < float(match[1]) <= 100:
+        raise ValueError(f"{text!r} is no share; write 1% to 100%, or a size such as 20GiB")
+    return float(match[1]) / 100
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,8 +138,12 @@ def _convert(value: Any, hint: Any) -> Any:
     for meta in getattr(hint, "__metadata__", ()):
         unit = (getattr(meta, "extra", None) or {}).get("unit")
         if unit and isinstance(value, str):
-            value = parse_seconds(value) if unit == "seconds" else parse_bytes(value)
+            value = parse_seconds(value) if unit == "seconds" else parse_bytes(_amount(value, unit))
     return msgspec.convert(value, hint, strict=not isinstance(value, str))
+
+
+def _amount(text: str, unit: str) -> str:
+    return text.strip().removesuffix("/s") if unit == "bytes a second" else text
 
 
 def environment(prefix: str, names: Iterable[str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -230,6 +247,7 @@ __all__ = [
     "LauncherError",
     "Mistakes",
     "Origins",
+    "Rate",
     "Seconds",
     "Settings",
     "config_file",
@@ -239,6 +257,7 @@ __all__ = [
     "nearest",
     "parse_bytes",
     "parse_seconds",
+    "parse_share",
     "process_environment",
     "read_yaml",
     "resolve_defaults",

@@ -25,6 +25,13 @@ _OPTIONS = [
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
+    click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
+    click.option(
+        "--spool",
+        metavar="SIZE",
+        help="What checkpoints may hold here until stored: 20GiB, or a share of what is free. [30%]",
+    ),
+    click.option("--when-full", type=click.Choice(["keep-all", "newest"]), help="Beyond --spool. [keep-all]"),
     click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),

@@ -59,6 +59,10 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     def tree(self) -> Folder:
         return Folder(self.root, {path: identity[0] for path, identity in sorted(self.files.items())})
 
+    def open(self, path: str) -> int:
+        """A new read-only descriptor of a captured file. Raises FileNotFoundError where it is gone."""
+        return _open(os.path.join(self.root, path))
+
     def unchanged(self, path: str, status: os.stat_result) -> bool:
         """Whether a file is still the one that was captured."""
         return identity_of(status) == self.files[path]

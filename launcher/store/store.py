@@ -53,6 +53,8 @@ class Checkpoint:
 
     manifest: Manifest
     version: int | None
+    repeated: bool = False
+    """Nothing was stored: the name's newest version has the same files."""
 
     @property
     def label(self) -> str:

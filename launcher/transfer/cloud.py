@@ -24,6 +24,8 @@ SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure"})
 _SINGLE_PUT = 8 << 20
 """Up to this size a file is one request; above, a multipart upload of parts of this size."""
 _PARTS = 4
+_LARGEST_COPY = 5 << 30
+"""Bytes of the largest object that S3's CopyObject takes."""
 _STREAM = 256 << 10
 _SIGN_FROM = 1 << 20
 """Bytes from which reading by a signed URL into reused memory takes less CPU than the engine's own bodies (measured:
@@ -151,6 +153,12 @@ class CloudStore:
                 return ""
             self._urls[key] = url, time.monotonic()
         return url
+
+    def copy(self, source_key: str, target_key: str) -> None:
+        with self._errors(source_key):
+            if self._obstore.head(self._small, source_key)["size"] > _LARGEST_COPY:
+                raise StoreUnsupported(store=self.url, cause=f"{source_key} is larger than one request can copy")
+            self._obstore.copy(self._store, source_key, target_key)
 
     def settle(self, prefix: str) -> None:
         """An object store answers only when the object is durable."""

@@ -106,6 +106,11 @@ class GenericStore:
                 sink(memoryview(data))
                 start += len(data)
 
+    def copy(self, source_key: str, target_key: str) -> None:
+        with self._errors(source_key):
+            self._fs.makedirs(os.path.dirname(self._path(target_key)), exist_ok=True)
+            self._fs.cp_file(self._path(source_key), self._path(target_key))
+
     def settle(self, prefix: str) -> None:
         """fsspec has no notion of durability: what the protocol promises is what there is."""
 

@@ -14,7 +14,8 @@ from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
 from launcher.transfer.retry import policy
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again."""
+"""Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again. By waiting
+in it, a caller slows the transfer down; by raising, he ends it."""
 
 Sink = Callable[[memoryview], None]
 """Takes the next bytes of an object; their memory is used again after the call."""
@@ -79,6 +80,11 @@ class ObjectStore(Protocol):
 
         One attempt: where it raises StoreUnavailable, `sink` has had the first so many bytes. `bulk.download` goes on
         behind them, verifies, and is what to use for files."""
+
+    def copy(self, source_key: str, target_key: str) -> None:
+        """Makes an object from another one inside the place, replacing what was there: its bytes do not pass through here.
+
+        Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
 
     def settle(self, prefix: str) -> None:
         """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""
