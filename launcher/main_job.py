@@ -139,7 +139,7 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder) -> Running:
 def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:
     if running.rung not in ("permissions", "none"):
         return None
-    cache = NodeCache(settings.cache_dir)
+    cache = NodeCache.open(settings)
     try:
         for each in prepared.provided:
             choose.verify(each, cache)

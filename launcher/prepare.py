@@ -15,8 +15,9 @@ from typing import Any
 from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
-from launcher.inputs.cache import Lease, NodeCache
+from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen, Provided
+from launcher.inputs.entries import Lease
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.progress import Progress
@@ -91,7 +92,7 @@ def prepare(
     emit: Emit,
 ) -> Prepared:
     """Provides the inputs and the folders. What it makes lies in the job folder and the node cache."""
-    cache = NodeCache(settings.cache_dir, threads=settings.transfer_threads)
+    cache = NodeCache.open(settings, emit)
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit) as progress:

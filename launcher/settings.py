@@ -28,6 +28,9 @@ Bytes = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes"})]
 Rate = Annotated[int, msgspec.Meta(ge=0, extra={"unit": "bytes a second"})]
 """A rate: a number of bytes a second, or text such as 20MB/s, 1GiB/s."""
 
+Share = Annotated[str, msgspec.Meta(extra={"unit": "share"})]
+"""A size such as 20GiB, or a share of a file system such as 30%; kept as text, see `parse_share`."""
+
 _SECONDS = {"ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES = {"": 1, "B": 1} | {
     prefix + suffix: base**power
@@ -72,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where job folders and the default store lie. Default: the user's data folder."""
     cache_dir: str = ""
     """The node cache, shared by all jobs of this machine. Default: the user's cache folder."""
+    cache_limit: Share = "50%"
+    """What the node cache may take: a size, or a share of its file system. What running jobs use stays, even above it."""
     input_dir: str = ""
     """Where the job finds its input checkpoints. Default: /input-checkpoint in a container, else in the job folder."""
     output_dir: str = ""
@@ -137,7 +142,9 @@ def layered(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]], *, t
 def _convert(value: Any, hint: Any) -> Any:
     for meta in getattr(hint, "__metadata__", ()):
         unit = (getattr(meta, "extra", None) or {}).get("unit")
-        if unit and isinstance(value, str):
+        if unit == "share":
+            parse_share(str(value))
+        elif unit and isinstance(value, str):
             value = parse_seconds(value) if unit == "seconds" else parse_bytes(_amount(value, unit))
     return msgspec.convert(value, hint, strict=not isinstance(value, str))
 
@@ -250,6 +257,7 @@ __all__ = [
     "Rate",
     "Seconds",
     "Settings",
+    "Share",
     "config_file",
     "environment",
     "layered",

@@ -17,6 +17,7 @@ _GROUPS = {
     "training": ("launcher.cli.training", "group", "Start training jobs and look at them."),
     "fine-tuning": ("launcher.cli.training", "fine_tuning", "The same, labelled as fine-tuning."),
     "checkpoint": ("launcher.cli.checkpoint", "group", "Push, list, inspect, fetch and verify checkpoints."),
+    "cache": ("launcher.cli.cache", "group", "List, prune and verify the checkpoints kept on this machine."),
     "entrypoint": ("launcher.cli.entrypoint", "entrypoint", "Run a command as a container's ENTRYPOINT."),
     "recover": ("launcher.cli.recover", "recover", "Store what a crashed or cut-off job left whole on disk."),
     "config": ("launcher.cli.config", "group", "Show the settings in force and where each came from."),

@@ -1,25 +1,23 @@
 """The node cache: one download of a checkpoint for every process and job of this machine.
 
-    <cache>/checkpoints/<id>/…      whole and verified: it exists only by one rename
-    <cache>/partial/<id>/…          being downloaded; what is whole in it is kept after a crash
-    <cache>/locks/<id>              flock: exclusive while downloading, shared while a job uses it
-
-Locks are held by the kernel and die with their process; nothing here needs cleaning after a kill.
+`entries` has its layout and its locks. It stays under its limit by evicting what was not used for the longest time, never
+what a live job holds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from launcher.checkpoint.manifest import Manifest
-from launcher.errors import AccessDenied, DigestMismatch, LocalResourceError, NoSpace
+from launcher.checkpoint.manifest import File, Manifest
+from launcher.errors import AccessDenied, DigestMismatch, LauncherError, LocalResourceError, NoSpace
+from launcher.events import Emit, event
+from launcher.inputs.entries import About, Cached, Entries, Lease
+from launcher.settings import Settings, parse_share
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import size as as_size
@@ -28,112 +26,130 @@ from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Entry, Missing, ObjectStore, OnBytes
 
 
-class Lease:
-    """Keeps a cache entry from eviction while it is held: a shared lock that dies with this process."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
-
-    def release(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
 class NodeCache:
-    """The cache folder. `fetch` makes an entry whole and returns its path with a lease on it."""
+    """The cache folder. `fetch` makes an entry whole and returns its path with a lease on it.
 
-    def __init__(self, folder: str, *, threads: int = 16) -> None:
+    `limit`: bytes, or a share of the file system's size (a float).
+    """
+
+    def __init__(
+        self, folder: str, *, threads: int = 16, limit: int | float = 1.0, emit: Emit = lambda _: None
+    ) -> None:
         self.folder = Path(folder)
+        self._entries = Entries(self.folder)
         self._threads = threads
+        self._limit = limit
+        self._emit = emit
+
+    @classmethod
+    def open(cls, settings: Settings, emit: Emit = lambda _: None) -> NodeCache:
+        """The cache of the settings."""
+        limit = parse_share(settings.cache_limit)
+        return cls(settings.cache_dir, threads=settings.transfer_threads, limit=limit, emit=emit)
 
     def entry(self, identifier: str) -> Path:
         """Where the checkpoint is, or would be."""
-        return self.folder / "checkpoints" / identifier
-
-    def missing_bytes(self, manifest: Manifest) -> int:
-        """Bytes to download before this checkpoint can be used."""
-        return 0 if self.entry(manifest.id).exists() else manifest.size
+        return self._entries.path(identifier)
 
     def fetch(self, store: Store, manifest: Manifest, on_bytes: OnBytes) -> tuple[Path, Lease]:
         """The whole, verified checkpoint on this machine. Waits for another process that is downloading the same one.
 
-        Raises DigestMismatch, NoSpace, StoreError. A crash leaves what was downloaded for the next attempt.
+        Raises DigestMismatch, NoSpace, StoreError, and what `on_bytes` raises (also called with 0 while it waits). A crash
+        leaves what was downloaded for the next attempt.
         """
 
-        def download(partial: Path) -> None:
+        def download(partial: Path) -> About:
             fetch_files(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
+            return About(manifest.name, store.url, manifest.files)
 
-        return self._make(manifest.id, manifest.size, f"checkpoint {manifest.name}", download)
-
-    def _make(self, identifier: str, size: int, what: str, download: Callable[[Path], None]) -> tuple[Path, Lease]:
-        try:
-            for part in ("checkpoints", "partial", "locks"):
-                (self.folder / part).mkdir(parents=True, exist_ok=True, mode=0o755)
-            fd = os.open(self.folder / "locks" / identifier, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise self._unusable(error, size) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            path = self.entry(identifier)
-            while not path.exists():
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if not path.exists():
-                    self._download(path, size, what, download)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # Not atomic: an eviction may come between, hence the loop.
-            with contextlib.suppress(OSError):
-                os.utime(fd)  # For eviction by last use.
-            return path, Lease(fd)
-        except BaseException:
-            os.close(fd)
-            raise
+        return self._make(manifest.id, manifest.size, f"checkpoint {manifest.name}", download, on_bytes)
 
     def fetch_remote(self, place: ObjectStore, entries: tuple[Entry, ...], on_bytes: OnBytes) -> tuple[Path, Lease]:
         """A folder at a URL, as it is now: its listing (names, sizes, times) is the entry's identity. Sizes are checked;
         digests are not known there."""
         listing = "\n".join([place.url, *(f"{entry.key}\t{entry.size}\t{entry.modified}" for entry in entries)])
-        identifier = digests.of_bytes(listing.encode()).removeprefix("blake3:")[:32]
+        identifier = digests.of_bytes(listing.encode()).partition(":")[2][:32]
 
-        def download(partial: Path) -> None:
+        def download(partial: Path) -> About:
             wanted = [bulk.Wanted(entry.key, entry.size, str(partial / entry.key)) for entry in entries]
             _folders(wanted)
-            bulk.download(place, wanted, threads=self._threads, timeout=60, on_bytes=on_bytes)
+            moved = bulk.download(place, wanted, threads=self._threads, timeout=60, on_bytes=on_bytes)
+            files = (File(each.key, came.size, came.digest, blocks=came.blocks) for each, came in zip(wanted, moved))
+            return About(place.url.rpartition("/")[2], place.url, tuple(files))
 
-        return self._make(identifier, sum(entry.size for entry in entries), place.url, download)
+        return self._make(identifier, sum(entry.size for entry in entries), place.url, download, on_bytes)
 
-    def drop(self, identifier: str) -> None:
-        """Removes an entry that can no longer be trusted. Crash-safe: it leaves its name before its files go."""
-        path = self.entry(identifier)
-        doomed = self.folder / "partial" / f"{identifier}.{time.time_ns()}"
-        with contextlib.suppress(FileNotFoundError):
-            path.chmod(0o755)
-            path.rename(doomed)
-            remove(doomed)
+    def _make(
+        self, identifier: str, size: int, what: str, download: Callable[[Path], About], on_bytes: OnBytes
+    ) -> tuple[Path, Lease]:
+        waiting = False
 
-    def _download(self, path: Path, size: int, what: str, download: Callable[[Path], None]) -> None:
-        partial = self.folder / "partial" / path.name
-        try:
-            partial.mkdir(exist_ok=True)
-            free = shutil.disk_usage(partial).free
+        def wait() -> None:
+            nonlocal waiting
+            if not waiting:
+                self._emit(event("cache-waiting", f"Another launcher is downloading {what}: waiting for it"))
+            waiting = True
+            on_bytes(0)
+
+        def fill(partial: Path) -> About:
             have = sum(file.stat().st_blocks * 512 for file in partial.rglob("*") if file.is_file())
-            if size - have > free:
-                raise NoSpace(
-                    what=what,
-                    path=self.folder,
-                    need=as_size(size - have),
-                    free=as_size(free),
-                    setting="LAUNCHER_CACHE_DIR",
-                )
-            download(partial)
-            for folder, _, _ in os.walk(partial, topdown=False):
-                if folder != str(partial):
-                    os.chmod(folder, 0o555)
-            partial.rename(path)
-            path.chmod(0o555)
+            self.make_room(max(size - have, 0), what)
+            return download(partial)
+
+        try:
+            lease = self._entries.make(identifier, fill, wait)
         except OSError as error:
             raise self._unusable(error, size) from error
+        return self.entry(identifier), lease
 
-    def _unusable(self, error: OSError, need: int) -> Exception:
+    def make_room(self, need: int, what: str) -> None:
+        """Evicts until `need` more bytes fit under the limit and on the disk. What live jobs hold stays, even above the
+        limit. Raises NoSpace where the disk is too small all the same."""
+        self.prune(self._bytes(self._limit) - need, free=need)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise NoSpace(
+                what=what, path=self.folder, need=as_size(need), free=as_size(free), setting="LAUNCHER_CACHE_DIR"
+            )
+
+    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False) -> list[Cached]:
+        """Evicts the least recently used until the entries take `limit` (bytes, or a share of the file system) or less
+        and `free` bytes are free; returns what went."""
+        self._entries.sweep()
+        found = self._entries.list()
+        total, limit = sum(each.about.size for each in found), self._bytes(limit)
+        available = shutil.disk_usage(self.folder).free if self.folder.exists() else 0
+        gone = []
+        for each in found:
+            if total <= limit and available >= free:
+                break
+            if not each.held and (dry_run or self._entries.evict(each.id)):
+                gone.append(each)
+                total -= each.about.size
+                available += each.about.size
+        return gone
+
+    def entries(self) -> list[Cached]:
+        """Every whole entry, the least recently used first."""
+        return self._entries.list()
+
+    def damage(self, cached: Cached) -> list[str]:
+        """Why an entry is not what its description says: reads every byte."""
+        path = self.entry(cached.id)
+        found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+        return _differences(path, found, cached.about.files)
+
+    def drop(self, identifier: str) -> None:
+        """Removes an entry that can no longer be trusted, whoever holds it."""
+        self._entries.drop(identifier)
+
+    def _bytes(self, limit: int | float) -> int:
+        if isinstance(limit, int):
+            return limit
+        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return int(limit * shutil.disk_usage(folder).total)
+
+    def _unusable(self, error: OSError, need: int) -> LauncherError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return NoSpace(
                 what="the node cache", path=self.folder, need=as_size(need), free="less", setting="LAUNCHER_CACHE_DIR"
@@ -143,6 +159,22 @@ class NodeCache:
                 what=str(self.folder), cause=error.strerror, hint="Choose a folder you may write: LAUNCHER_CACHE_DIR."
             )
         return LocalResourceError(what=f"The node cache {self.folder} cannot be used: {error}.")
+
+
+def changes(folder: str, manifest: Manifest) -> list[str]:
+    """How a copy of a checkpoint differs from its manifest: reads every byte."""
+    path = Path(folder)
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+    return _differences(path, found, manifest.files)
+
+
+def _differences(folder: Path, found: set[str], files: Iterable[File]) -> list[str]:
+    listed = {file.path: file for file in files}
+    reasons = [f"{path} was {'added' if path in found else 'removed'}" for path in sorted(found ^ listed.keys())]
+    for path in sorted(found & listed.keys()):
+        if digests.of_file(folder / path) != listed[path].digest:
+            reasons.append(f"{path} has other content")
+    return reasons
 
 
 def fetch_files(store: Store, manifest: Manifest, folder: Path, *, threads: int, on_bytes: OnBytes) -> None:
@@ -166,13 +198,6 @@ def fetch_files(store: Store, manifest: Manifest, folder: Path, *, threads: int,
 def _folders(wanted: Iterable[bulk.Wanted]) -> None:
     for folder in {os.path.dirname(each.destination) for each in wanted}:
         os.makedirs(folder, exist_ok=True)
-
-
-def remove(folder: Path) -> None:
-    """Removes a tree without write permission."""
-    for parent, _, _ in os.walk(folder):
-        os.chmod(parent, 0o755)
-    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.checkpoint import paths, reference
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
-from launcher.inputs.cache import Lease, NodeCache
+from launcher.inputs.cache import NodeCache, changes
+from launcher.inputs.entries import Lease
 from launcher.settings import Settings
 from launcher.store.store import Store
-from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Entry, ObjectStore, OnBytes
 from launcher.transfer.places import open_place
 
@@ -125,13 +124,7 @@ def verify(provided: Provided, cache: NodeCache) -> None:
     """After a job that nothing kept from writing: raises InputChanged, and drops the cache's copy, where it did write."""
     cause = ""
     if provided.chosen.manifest:
-        found = {str(path.relative_to(provided.path)) for path in Path(provided.path).rglob("*") if not path.is_dir()}
-        listed = {file.path: file for file in provided.chosen.manifest.files}
-        for path in sorted(found ^ listed.keys()):
-            cause = f"{path} was {'added' if path in found else 'removed'}"
-        for path in sorted(found & listed.keys()):
-            if digests.of_file(os.path.join(provided.path, path)) != listed[path].digest:
-                cause = f"{path} has other content"
+        cause = next(iter(changes(provided.path, provided.chosen.manifest)), "")
     elif provided.before and _state(provided.path) != provided.before:
         cause = "a file's size, time or identity is another one than before"
     if not cause:

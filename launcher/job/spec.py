@@ -11,7 +11,7 @@ import msgspec
 
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
-from launcher.settings import Bytes, Mistakes, Rate, Seconds
+from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
 Device = Literal["auto", "cpu", "cuda", "rocm"]
@@ -61,7 +61,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How long files must be quiet before a checkpoint that nothing proves whole counts as written."""
     bandwidth: Rate = 0
     """The most that checkpoints are sent with to the store, such as 20MB/s. Default: no cap."""
-    spool: str = "30%"
+    spool: Share = "30%"
     """What captured checkpoints may hold on this machine until they are stored: a size, or a share of the free space."""
     when_full: Literal["keep-all", "newest"] = "keep-all"
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
@@ -139,10 +139,6 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append("--repository-revision without --repository-url")
     if spec.repository_url and spec.work_dir:
         mistakes.append("--work-dir and --repository-url exclude each other")
-    try:
-        settings.parse_share(spec.spool)
-    except ValueError as error:
-        mistakes.append(f"--spool: {error}")
     for key in spec.env:
         if not key or "=" in key or "\0" in key:
             mistakes.append(f"--env: {key!r} is no name of a variable")
