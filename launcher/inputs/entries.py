@@ -1,0 +1,204 @@
+"""What the node cache holds: each entry's description, which is also its lock, and how an entry leaves.
+
+    <cache>/checkpoints/<id>/…      whole and verified: it exists only by one rename
+    <cache>/partial/<id>/…          being downloaded; what is whole in it is kept after a crash
+    <cache>/partial/<id>.evicted…   on its way out
+    <cache>/entries/<id>.json       description; flock: exclusive while downloading or leaving, shared while a job uses it
+
+Locks are held by the kernel and die with their process; nothing here needs cleaning after a kill. The file's modification
+time is the entry's last use. A lock file may be removed only by who holds it exclusively, and counts only while it is the
+one at its path: whoever gets a lock looks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from launcher.checkpoint.manifest import File
+
+_WAIT = 0.1
+_FORGOTTEN = 86400.0
+"""Seconds after which `prune` removes a download that nobody went on with."""
+
+
+class About(msgspec.Struct, frozen=True):
+    """An entry's description: what it is called, where it is from, and every file with its digest."""
+
+    name: str
+    source: str
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A whole entry: `used` in Unix seconds; `held`: a live process uses it."""
+
+    id: str
+    about: About
+    used: float
+    held: bool
+
+
+class Lease:
+    """Keeps a cache entry from eviction while it is held: a shared lock that dies with this process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class Entries:
+    """The entries of a cache folder, and the locks on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, identifier: str) -> Path:
+        """Where the entry is, or would be."""
+        return self.folder / "checkpoints" / identifier
+
+    def partial(self, identifier: str) -> Path:
+        """Where it is downloaded to."""
+        return self.folder / "partial" / identifier
+
+    def _about(self, identifier: str) -> Path:
+        return self.folder / "entries" / f"{identifier}.json"
+
+    def make(self, identifier: str, download: Callable[[Path], About], wait: Callable[[], None]) -> Lease:
+        """The lease on an entry, which `download` fills where it is not there yet: one process does, the others wait.
+
+        `wait` is called every 0.1 s while another process has the entry, and may raise to give up.
+        """
+        for part in ("checkpoints", "partial", "entries"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True, mode=0o755)
+        path = self.path(identifier)
+        while True:
+            fd = os.open(self._about(identifier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _lock(fd, fcntl.LOCK_SH, wait)
+                if not path.exists():
+                    _lock(fd, fcntl.LOCK_EX, wait)
+                    if self._current(fd, identifier) and not path.exists():
+                        self._fill(fd, identifier, download)
+                    _lock(fd, fcntl.LOCK_SH, wait)  # Not atomic: an eviction may come between, hence the loop.
+                if self._current(fd, identifier) and path.exists():
+                    os.utime(fd)
+                    return Lease(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _fill(self, fd: int, identifier: str, download: Callable[[Path], About]) -> None:
+        partial = self.partial(identifier)
+        partial.mkdir(exist_ok=True)
+        about = msgspec.json.encode(download(partial))
+        for folder, _, _ in os.walk(partial, topdown=False):
+            if folder != str(partial):
+                os.chmod(folder, 0o555)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, about, 0)
+        partial.rename(self.path(identifier))
+        self.path(identifier).chmod(0o555)
+
+    def _current(self, fd: int, identifier: str) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self._about(identifier)))
+        except FileNotFoundError:
+            return False
+
+    def list(self) -> list[Cached]:
+        """Every whole entry, the least recently used first."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.folder / "checkpoints"):
+                with contextlib.suppress(FileNotFoundError), self._try(name) as free:
+                    about = self._read(name)
+                    used = self._about(name).stat().st_mtime
+                    found.append(Cached(name, about, used, not free))
+        return sorted(found, key=lambda each: each.used)
+
+    def _read(self, identifier: str) -> About:
+        try:
+            return msgspec.json.decode(self._about(identifier).read_bytes(), type=About)
+        except msgspec.DecodeError:
+            return About("?", "?", ())
+
+    @contextlib.contextmanager
+    def _try(self, identifier: str) -> Iterator[bool]:
+        """Whether nobody has the entry; if so nobody gets it in the block."""
+        fd = os.open(self._about(identifier), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield self._current(fd, identifier)
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(fd)
+
+    def evict(self, identifier: str) -> bool:
+        """Removes an entry that nobody holds; False where somebody does. A crash leaves what `sweep` removes."""
+        with contextlib.suppress(FileNotFoundError), self._try(identifier) as free:
+            if free:
+                doomed = self.partial(f"{identifier}.evicted-{time.time_ns()}")
+                path = self.path(identifier)
+                path.chmod(0o755)
+                path.rename(doomed)
+                self._about(identifier).unlink()
+                remove(doomed)
+            return free
+        return False
+
+    def drop(self, identifier: str) -> None:
+        """Removes an entry that can no longer be trusted, whoever holds it."""
+        doomed = self.partial(f"{identifier}.evicted-{time.time_ns()}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path(identifier).chmod(0o755)
+            self.path(identifier).rename(doomed)
+            remove(doomed)
+
+    def sweep(self) -> None:
+        """Removes what crashes left: entries on their way out, and downloads that nobody went on with for a day."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in (self.folder / "partial").iterdir():
+                if ".evicted-" in path.name:
+                    remove(path)
+                elif time.time() - path.stat().st_mtime > _FORGOTTEN:
+                    with contextlib.suppress(FileNotFoundError), self._try(path.name) as free:
+                        if free:
+                            remove(path)
+                            self._about(path.name).unlink()
+
+
+def _lock(fd: int, kind: int, wait: Callable[[], None]) -> None:
+    while True:
+        try:
+            return fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            time.sleep(_WAIT)
+
+
+def remove(folder: Path) -> None:
+    """Removes a tree without write permission; one that somebody else removes at the same time is no error."""
+    for parent, _, _ in os.walk(folder):
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(parent, 0o755)
+    shutil.rmtree(folder, ignore_errors=True)
