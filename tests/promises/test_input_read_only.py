@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,18 +77,25 @@ def test_no_attack_changes_the_input_even_as_root(launcher: Launcher, tiny_model
         assert content(launcher) == before, name
 
 
-def test_no_attack_changes_the_input_of_an_unprivileged_user(
-    launcher: Launcher, tiny_model: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user reaches: pytest's own are closed to others, by each of its runs anew."""
+    folder = Path(tempfile.mkdtemp(prefix="launcher-test-"))
+    folder.chmod(0o777)
+    yield folder
+    subprocess.run(["chmod", "-R", "u+w", folder], check=True)
+    shutil.rmtree(folder)
+
+
+def test_no_attack_changes_the_input_of_an_unprivileged_user(public: Path, tiny_model: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("becoming another user needs root")
+    launcher = Launcher(public / "home")
     as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *python_for_everybody(launcher)]
-    for path in [launcher.home.parent, *launcher.home.parents, *tiny_model.parents, tiny_model, *tiny_model.iterdir()]:
-        if str(path).startswith(tempfile.gettempdir() + "/"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-    launcher.home.mkdir()
-    launcher.home.chmod(0o777)
-    push = [*as_nobody, "checkpoint", "push", "base", "--file", str(tiny_model)]
+    shutil.copytree(tiny_model, public / "model")
+    for path in (public / "model").iterdir():
+        path.chmod(0o644)
+    push = [*as_nobody, "checkpoint", "push", "base", "--file", str(public / "model")]
     subprocess.run(push, env=launcher.env, cwd="/", check=True)
     before = (tiny_model / "config.json").read_bytes()
     for rung in ("userns", "landlock"):
@@ -94,7 +103,6 @@ def test_no_attack_changes_the_input_of_an_unprivileged_user(
             done = attack(launcher, rung, text, as_nobody)
             assert done.returncode == 5, f"{name} on {rung}: {done.stdout}{done.stderr}"
             assert content(launcher) == before, name
-    subprocess.run(["chmod", "-R", "u+w", launcher.home], check=True)
 
 
 def test_where_nothing_protects_the_input_a_change_is_found(launcher: Launcher, tiny_model: Path) -> None:
