@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from launcher.checkpoint.manifest import File, Manifest
-from launcher.errors import AccessDenied, DigestMismatch, LocalResourceError, NoSpace
+from launcher.errors import AccessDenied, CheckpointNotFound, DigestMismatch, LocalResourceError, NoSpace
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import size as as_size
 from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Entry, Missing, ObjectStore, OnBytes
 from launcher.transfer.retry import call
+
+_MISSING = "it is missing in the store"
 
 
 class Lease:
@@ -173,12 +175,14 @@ def fetch_file(store: Store, manifest: Manifest, file: File, destination: str, o
         try:
             moved = call(lambda: store.place.download(key, destination, on_bytes), store.timeout)
         except Missing:
-            cause = "it is missing in the store"
+            cause = _MISSING
             continue
         if moved.size == file.size and moved.digest == file.digest:
             return
         cause = f"{moved.size} bytes with digest {moved.digest}, the manifest says {file.size} and {file.digest}"
         os.unlink(destination)
+    if cause == _MISSING and not store.exists(layout.manifest(manifest.id)):
+        raise CheckpointNotFound(ref=manifest.name, store=store.url, hint="It was deleted while it was being read.")
     raise DigestMismatch(path=file.path, checkpoint=manifest.id, cause=cause)
 
 

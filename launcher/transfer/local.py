@@ -18,6 +18,8 @@ from launcher.transfer.digest import Hasher, chunks
 from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes
 
 _TEMPORARY = ".tmp-"
+_TRIALS = 20
+"""Times that a write is begun again because a delete beside it removed the folder, which had become empty."""
 
 
 class LocalStore:
@@ -37,28 +39,37 @@ class LocalStore:
         self._write(key, body, exclusive=False)
 
     def _write(self, key: str, body: bytes, *, exclusive: bool) -> None:
-        path = self._path(key)
         with self._errors(key):
-            self._make_folder(os.path.dirname(path))
-            temporary = os.path.join(os.path.dirname(path), _TEMPORARY + new_id())
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
+            for trial in range(_TRIALS):
                 try:
-                    _write_all(fd, memoryview(body))
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                if exclusive:
-                    try:
-                        os.link(temporary, path)
-                    except FileExistsError as error:
-                        raise Exists(key) from error
-                else:
-                    os.replace(temporary, path)
+                    self._write_once(key, body, exclusive=exclusive)
+                    return
+                except FileNotFoundError:  # The folder was deleted when it was empty, or gc took the temporary file.
+                    if trial == _TRIALS - 1:
+                        raise
+
+    def _write_once(self, key: str, body: bytes, *, exclusive: bool) -> None:
+        path = self._path(key)
+        self._make_folder(os.path.dirname(path))
+        temporary = os.path.join(os.path.dirname(path), _TEMPORARY + new_id())
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                _write_all(fd, memoryview(body))
+                os.fsync(fd)
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            _sync_folder(os.path.dirname(path))
+                os.close(fd)
+            if exclusive:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError as error:
+                    raise Exists(key) from error
+            else:
+                os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        _sync_folder(os.path.dirname(path))
 
     def get(self, key: str) -> bytes:
         with self._errors(key), open(self._path(key), "rb") as file:
@@ -92,10 +103,15 @@ class LocalStore:
 
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
         path = self._path(key)
-        with self._errors(key):
-            self._make_folder(os.path.dirname(path))
-            with open(source, "rb", buffering=0) as file:
-                return _copy(file.fileno(), path, on_bytes, mode=0o444)
+        with self._errors(key), open(source, "rb", buffering=0) as file:
+            for trial in range(_TRIALS):
+                self._make_folder(os.path.dirname(path))
+                try:
+                    return _copy(file.fileno(), path, on_bytes, mode=0o444)
+                except FileNotFoundError:
+                    if trial == _TRIALS - 1:
+                        raise
+            raise AssertionError
 
     def download(self, key: str, destination: str, on_bytes: OnBytes) -> Moved:
         with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
@@ -129,6 +145,16 @@ class LocalStore:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(each)
             _sync_folder(os.path.dirname(each))
+
+    def leftovers(self) -> Iterator[Entry]:
+        with self._errors(""):
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        if name.startswith(_TEMPORARY):
+                            status = os.lstat(path)
+                            yield Entry(os.path.relpath(path, self.root), status.st_size, status.st_mtime)
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
