@@ -9,6 +9,7 @@
     │   └── SourceNotFound                a path or URL that should hold a checkpoint
     ├── InvalidDataError             65
     │   ├── ManifestInvalid
+    │   ├── ObjectDamaged                 a name's version, a tombstone or a pin of the store
     │   ├── DigestMismatch
     │   ├── UnsafePath
     │   ├── FormatBroken                  a checkpoint that its own library could not load
@@ -114,6 +115,14 @@ class ManifestInvalid(InvalidDataError):
     kind = "manifest-invalid"
     message = "The manifest {key} is not valid: {cause}."
     default_hint = "Nothing was read from it. `launcher checkpoint list` shows the other checkpoints."
+
+
+class ObjectDamaged(InvalidDataError):
+    """A small object of the store (a name's version, a tombstone, a pin) is not what the launcher wrote."""
+
+    kind = "object-damaged"
+    message = "The object {key} of the store is damaged: {cause}."
+    default_hint = "`launcher checkpoint check` names everything that is damaged; other versions (NAME@vN) can be read."
 
 
 class DigestMismatch(InvalidDataError):

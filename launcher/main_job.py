@@ -25,6 +25,7 @@ from launcher.runners.process import Process
 from launcher.runners.running import Running
 from launcher.runners.supervisor import Signals, supervise
 from launcher.settings import Settings
+from launcher.store.retention import AfterCommits
 from launcher.store.store import Checkpoint, Store
 
 
@@ -68,10 +69,13 @@ def _run(
     emit: Emit,
 ) -> Outcome:
     attempt = record.attempts[-1]
+    retention = AfterCommits(store, spec.name, folder.id, spec.keep_rules(), emit)
 
     def committed(checkpoint: Checkpoint) -> None:
-        record.checkpoints.append(checkpoint.manifest.id)
-        folder.write(record)
+        if not checkpoint.repeated:
+            record.checkpoints.append(checkpoint.manifest.id)
+            folder.write(record)
+        retention()
 
     collector = Collector(
         store,
@@ -96,7 +100,9 @@ def _run(
     started = time.time()
     running = start(prepared, checked, folder)
     attempt.guarantee = running.guarantee
-    attempt.inputs = [_input(each, running.rung, path) for each, (_, path) in zip(prepared.provided, prepared.mounts)]
+    attempt.inputs = [
+        _input(each, running.rung, path, redactor) for each, (_, path) in zip(prepared.provided, prepared.mounts)
+    ]
     folder.write(record)
     report.started(record, emit)
     ended = supervise(running, signals, grace=spec.grace, emit=emit)
@@ -106,6 +112,7 @@ def _run(
     pending = collector.drain(
         settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take())
     )
+    retention(at_end=True)
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
     changed = _verify(prepared, running, settings)
@@ -152,6 +159,7 @@ def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Reda
     repository, commit = spec.repository_url, checked.commit
     if not repository:
         repository, commit = source.head(prepared.work_dir)
+    record.source = {"repository": redactor.text(repository), "commit": commit}
     return Subject(
         job=spec.name,
         attempt=record.attempts[-1].number,
@@ -163,10 +171,10 @@ def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Reda
     )
 
 
-def _input(provided: choose.Provided, rung: str, path: str) -> InputRecord:
+def _input(provided: choose.Provided, rung: str, path: str, redactor: Redactor) -> InputRecord:
     manifest = provided.chosen.manifest
     return InputRecord(
-        reference=provided.chosen.text,
+        reference=redactor.text(provided.chosen.text),
         checkpoint=manifest.id if manifest else None,
         path=path,
         rung=rung,
@@ -178,5 +186,7 @@ def _redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:
     return msgspec.structs.replace(
         spec,
         command=tuple(redactor.command(spec.command)),
+        checkpoint=tuple(redactor.text(each) for each in spec.checkpoint),
+        repository_url=redactor.text(spec.repository_url),
         env={key: redactor.text(value) for key, value in spec.env.items()},
     )

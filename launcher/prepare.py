@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
+from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
@@ -25,6 +25,7 @@ from launcher.runners import docker, torchrun
 from launcher.runners.accelerators import detect
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
+from launcher.store import protection
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
@@ -93,6 +94,14 @@ def prepare(
 ) -> Prepared:
     """Provides the inputs and the folders. What it makes lies in the job folder and the node cache."""
     cache = NodeCache.open(settings, emit)
+    for chosen in checked.chosen:
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit) as progress:

@@ -6,36 +6,37 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher import __version__, names
 from launcher.checkpoint import formats, paths, reference
 from launcher.checkpoint.judgement import Judgement
-from launcher.checkpoint.manifest import SCHEMA, Facts, Manifest, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
 from launcher.ids import new_id
 from launcher.inputs.cache import fetch_files
 from launcher.progress import Progress
-from launcher.store import layout
-from launcher.store.store import Checkpoint, Store
+from launcher.store.store import Aborted, Checkpoint, Store
+from launcher.store.tree import Stored
 from launcher.store.upload import Changed, upload_files
 from launcher.transfer.digest import Hasher
-from launcher.transfer.object_store import Missing
-from launcher.transfer.retry import call
 
 
-def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit: Emit) -> Checkpoint:
-    """Stores a folder's content, or one file, as the next version of `name`.
+def push(
+    store: Store, name: str, path: str, *, threads: int, force: bool, emit: Emit, parents: Sequence[str] = ()
+) -> Checkpoint:
+    """Stores a folder's content, or one file, as the next version of `name`, unless the newest version is the same.
 
-    Refused with FormatBroken where the files say that they are not whole, unless `force`. Symbolic links are followed
-    nowhere: they and special files are named and left out.
+    `parents`: ids of the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not
+    whole, unless `force`. Symbolic links are followed nowhere: they and special files are named and left out.
     """
-    names.check(name, "checkpoint name")
+    name = names.check(name, "checkpoint name")
     tree = open_tree(path)
+    lineage = Lineage(tuple(parents), (os.path.abspath(os.path.expanduser(path)),))
     judgement = formats.judge(tree)
     if not judgement.whole and judgement.verdict != "unknown" and not force:
         raise FormatBroken(
@@ -47,6 +48,16 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
     paths.check_all(tree.files)
     store.prepare()
+    while True:
+        try:
+            return _push(store, name, tree, judgement, lineage, threads=threads, emit=emit)
+        except Aborted:
+            continue  # It took so long that gc took us for dead and removed the files: everything again, under a new id.
+
+
+def _push(
+    store: Store, name: str, tree: Folder, judgement: Judgement, lineage: Lineage, *, threads: int, emit: Emit
+) -> Checkpoint:
     identifier = new_id()
     with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:
         try:
@@ -59,7 +70,7 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
     manifest = Manifest(
         schema=SCHEMA,
         id=identifier,
-        name=names.check(name),
+        name=name,
         created=time.time(),
         writer=__version__,
         format=judgement.format,
@@ -67,6 +78,7 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
         size=sum(file.size for file in files),
         facts=format.facts(tree) if format else Facts(),
         ready=format.ready(tree) if format else Ready(),
+        lineage=lineage,
     )
     return store.commit(manifest)
 
@@ -142,24 +154,17 @@ def open_tree(path: str) -> Folder:
     return tree
 
 
-class _Stored:
-    """A stored checkpoint as a tree: headers are read by ranges."""
+class _Stored(Stored):
+    """A stored checkpoint whose files can be compared with its manifest."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._store, self._manifest = store, manifest
-        self._prefix = layout.files(manifest.id)
-        self.files = {file.path: file.size for file in manifest.files}
-
-    def read(self, path: str, start: int, length: int) -> bytes:
-        try:
-            length = min(length, self.files[path] - start)
-            return call(lambda: self._store.place.read(self._prefix + path, start, length), self._store.timeout)
-        except Missing as error:
-            raise OSError(errno.ENOENT, "it is missing in the store") from error
+        super().__init__(store, manifest)
+        self._manifest = manifest
+        self._opened = store
 
     def damage(self, read_data: bool) -> list[str]:
         """Why the stored files are not those of the manifest."""
-        stored = {entry.key: entry.size for entry in self._store.place.list(self._prefix)}
+        stored = {entry.key: entry.size for entry in self._opened.listing(self._prefix)}
         reasons = []
         for file in self._manifest.files:
             size = stored.get(self._prefix + file.path)
@@ -170,7 +175,7 @@ class _Stored:
         if read_data and not reasons:
             for file in self._manifest.files:
                 hasher = Hasher()
-                self._store.place.stream(self._prefix + file.path, 0, file.size, hasher.update)
+                self._opened.place.stream(self._prefix + file.path, 0, file.size, hasher.update)
                 if hasher.digest != file.digest:
                     reasons.append(f"{file.path} has the digest {hasher.digest}, not {file.digest}")
         return reasons

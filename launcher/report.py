@@ -237,7 +237,7 @@ def _manifests(store: Store, record: JobRecord) -> Iterator[Manifest]:
     """What the job committed; a store that is gone meanwhile is no reason not to end."""
     for identifier in record.checkpoints:
         with contextlib.suppress(LauncherError, Missing):
-            yield store.manifest(identifier)
+            yield store.known(identifier)
 
 
 def _termination_message(result: Outcome) -> None:

@@ -134,7 +134,7 @@ def decode(body: bytes, key: str) -> Manifest | Abort:
         if head.aborted is not None:
             return msgspec.json.decode(body, type=Abort)
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestInvalid(key=key, cause=str(error)) from error
     _check(manifest, key)
     return manifest

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import keeping, lineage
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
 
 @click.group("checkpoint")
 def group() -> None:
-    """Push, list, inspect, fetch and verify checkpoints."""
+    """Push, list, inspect, fetch, compare, keep and delete checkpoints."""
+
+
+for _command in (keeping.delete, keeping.pin, keeping.unpin, keeping.prune, keeping.gc, keeping.check):
+    group.add_command(_command)
+for _command in (lineage.log, lineage.diff):
+    group.add_command(_command)
 
 
 @group.command()
@@ -23,29 +30,39 @@ def group() -> None:
     "--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file."
 )
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
+@click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from. May be repeated.")
 @json_option
 @click.pass_context
-def push(ctx: click.Context, name: str, path: str, force: bool, as_json: bool) -> None:
-    """Stores a folder or file as a checkpoint. The same name again makes its next version.
+def push(ctx: click.Context, name: str, path: str, force: bool, parents: tuple[str, ...], as_json: bool) -> None:
+    """Stores a folder or file as a checkpoint. The same name again makes its next version, unless nothing has changed.
 
     \b
     Examples:
       launcher checkpoint push mistral_tiny_base --file ./model
       cd model && launcher checkpoint push mistral_tiny_base --file ./
+      launcher checkpoint push merged --file ./merged --parent mistral_tiny_base --parent job:ft_01
     """
     from launcher import push as pushing
     from launcher.events import Console
 
     settings, _ = current(ctx)
-    pushed = pushing.push(open_store(ctx), name, path, threads=settings.transfer_threads, force=force, emit=Console())
+    store = open_store(ctx)
+    pushed = pushing.push(
+        store,
+        name,
+        path,
+        threads=settings.transfer_threads,
+        force=force,
+        emit=Console(),
+        parents=[store.resolve(each).manifest.id for each in parents],
+    )
     if as_json:
-        print_json(as_document(pushed))
-    else:
-        from launcher.text import size
+        print_json(as_document(pushed) | {"repeated": pushed.repeated})
+        return
+    from launcher.text import size
 
-        click.echo(
-            f"Pushed {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}"
-        )
+    did = "Unchanged, and not stored again:" if pushed.repeated else "Pushed"
+    click.echo(f"{did} {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}")
 
 
 @group.command("list")
@@ -120,22 +137,6 @@ def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> N
         for reason in found["reasons"]:
             click.echo(f"  {reason}")
     ctx.exit(0 if found["whole"] else 65)
-
-
-@group.command()
-@click.argument("ref")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.pass_context
-def delete(ctx: click.Context, ref: str, yes: bool) -> None:
-    """Removes one checkpoint from the store. Its version number is never given again."""
-    from launcher.text import size
-
-    store = open_store(ctx)
-    found = store.resolve(ref)
-    if not yes:
-        click.confirm(f"Delete {found.label} ({found.manifest.id}, {size(found.manifest.size)})?", abort=True)
-    store.delete(found)
-    click.echo(f"Deleted {found.label}.")
 
 
 def as_document(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def recover(ctx: click.Context, name: str) -> None:
             job=record.name,
             attempt=attempt.number,
             parents=tuple(each.checkpoint for each in attempt.inputs if each.checkpoint),
+            sources=tuple(each.reference for each in attempt.inputs if not each.checkpoint),
+            repository=record.source.get("repository", ""),
+            commit=record.source.get("commit", ""),
             command=record.spec.command,
         )
         stored, pending = recovery.recover(

@@ -11,6 +11,7 @@ import msgspec
 
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
+from launcher.job import keep as rules
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -57,6 +58,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Branch, tag or commit of it."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
+    keep: str = ""
+    """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
     """How long files must be quiet before a checkpoint that nothing proves whole counts as written."""
     bandwidth: Rate = 0
@@ -65,6 +68,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What captured checkpoints may hold on this machine until they are stored: a size, or a share of the free space."""
     when_full: Literal["keep-all", "newest"] = "keep-all"
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
+
+    def keep_rules(self) -> rules.Keep | None:
+        """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
+        return rules.parse(self.keep) if self.keep else None
 
 
 LISTS = frozenset({"checkpoint", "command"})
@@ -139,6 +146,10 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append("--repository-revision without --repository-url")
     if spec.repository_url and spec.work_dir:
         mistakes.append("--work-dir and --repository-url exclude each other")
+    try:
+        spec.keep_rules()
+    except ValueError as error:
+        mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
     for key in spec.env:
         if not key or "=" in key or "\0" in key:
             mistakes.append(f"--env: {key!r} is no name of a variable")
