@@ -48,7 +48,9 @@ def test_every_mistake_is_reported_with_the_others_of_the_job() -> None:
     with pytest.raises(UsageError) as caught:
         spec.load({"name": "a b!", "keep": "lst=3,every=0"}, environ={})
     assert "did you mean last?" in caught.value.text and "every=0" in caught.value.text
-    assert "no command" in caught.value.text and "3 mistakes" in caught.value.text or "4 mistakes" in caught.value.text
+    assert (
+        "no command" in caught.value.text and "3 mistakes" in caught.value.text
+    ) or "4 mistakes" in caught.value.text
 
 
 def test_metrics_are_facts() -> None:
@@ -56,7 +58,9 @@ def test_metrics_are_facts() -> None:
     assert all(facts[metric] in ("float | None", float | None) for metric in keep.METRICS)
 
 
-def made(step: int, *, loss: float | None = None, day: float = 0, name: str = "", best: str | None = None) -> Checkpoint:
+def made(
+    step: int, *, loss: float | None = None, day: float = 0, name: str = "", best: str | None = None
+) -> Checkpoint:
     """A checkpoint of step `step`, committed `day` days after the epoch."""
     name = name or f"j/checkpoint-{step}"
     return Checkpoint(
@@ -77,7 +81,9 @@ def made(step: int, *, loss: float | None = None, day: float = 0, name: str = ""
     )
 
 
-def kept(found: list[Checkpoint], rules: str, now: float = 0, protected: tuple[Checkpoint, ...] = ()) -> list[int | None]:
+def kept(
+    found: list[Checkpoint], rules: str, now: float = 0, protected: tuple[Checkpoint, ...] = ()
+) -> list[int | None]:
     why = {each.manifest.id: ["pinned"] for each in protected}
     verdicts = retention.judge(found, keep.parse(rules), protected=why, now=now * 86400)
     return [each.checkpoint.manifest.facts.step for each in verdicts if each.keep]
@@ -101,7 +107,9 @@ def test_the_newest_is_by_commit_not_by_step() -> None:
 def test_what_is_always_kept() -> None:
     root, pinned = made(50, day=1, name="j"), made(100, day=2)
     found = [made(40, day=0.5, name="j"), root, pinned, made(200, day=3), made(300, day=4, best="/out/checkpoint-200")]
-    assert kept(found, "last=1", protected=(pinned,)) == [50, 100, 200, 300], "root's newest, pinned, trainer's best, newest"
+    assert kept(found, "last=1", protected=(pinned,)) == [50, 100, 200, 300], (
+        "root's newest, pinned, trainer's best, newest"
+    )
 
 
 def test_a_metric_that_is_missing_decides_nothing() -> None:
