@@ -15,7 +15,6 @@ from launcher.checkpoint import manifest as manifests
 from launcher.checkpoint.manifest import Abort, File, Manifest
 from launcher.errors import LauncherError, ManifestInvalid, ObjectDamaged
 from launcher.ids import is_id
-from launcher.names import key as name_key
 from launcher.store import layout
 from launcher.store.protection import Pin, Use
 from launcher.store.reading import VersionBody
@@ -139,9 +138,7 @@ class _Check:
                 return None
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 return str(error)
-            if not is_id(body.checkpoint) or name_key(body.name) != folder:
-                return f"it is about the name {body.name!r} and the checkpoint {body.checkpoint!r}"
-            return body
+            return body.mistake(entry.key) or body
 
         for entry, body in zip(entries, self._store.map(read, entries)):
             if isinstance(body, str):

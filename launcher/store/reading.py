@@ -33,11 +33,20 @@ _DELETED_IN_A_ROW = 4
 
 
 class VersionBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a version's object holds; `checkpoint` is also the id of its writer, `manifest` the digest of its manifest."""
+    """What a version's object holds; `checkpoint` is also the id of its writer, `manifest` the digest of its manifest.
+    The first objects of this schema had no `manifest` and `version`."""
 
     checkpoint: str
     name: str
     manifest: str = ""
+    version: int = 0
+
+    def mistake(self, key: str) -> str:
+        """Why this cannot be the object at `key`, or nothing."""
+        number = layout.version_number(key)
+        if not is_id(self.checkpoint) or self.version not in (0, number) or layout.versions(self.name) not in key:
+            return f"it is about version {self.version} of {self.name!r}, checkpoint {self.checkpoint!r}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,7 @@ class Reader:
 
     def version(self, name: str, number: int) -> VersionBody:
         """Which checkpoint has this version. Raises Missing, ObjectDamaged."""
-        body = self._body(layout.version(name, number))
-        if body.name != name:
-            raise ObjectDamaged(key=layout.version(name, number), cause=f"it is about the name {body.name!r}")
-        return body
+        return self._body(layout.version(name, number))
 
     def version_numbers(self, name: str) -> list[int]:
         """The numbers that were ever given to versions of this name, ascending."""
@@ -133,19 +139,21 @@ class Reader:
     def living(self, name: str, numbers: Collection[int]) -> Iterator[Checkpoint]:
         """The versions of a name that were not deleted, of these numbers, newest first. Raises InvalidDataError at a version
         that is damaged: an older one must not be taken for it unnoticed."""
-        deleted = 0
-        ids: Collection[str] | None = None
+        in_a_row = 0
+        deleted: Collection[str] = ()
         for number in sorted(numbers, reverse=True):
             body = self.version(name, number)
-            if deleted == _DELETED_IN_A_ROW and ids is None:
-                ids = self.ids()
-            if ids is not None and body.checkpoint not in ids:
+            if in_a_row == _DELETED_IN_A_ROW:
+                deleted = {layout.identifier(entry.key) for entry in self.listing(layout.TOMBSTONES)}
+            if body.checkpoint in deleted:
                 continue
             try:
                 yield Checkpoint(self.manifest(body.checkpoint, body.manifest), number)
-                deleted = 0
             except Missing:
-                deleted += 1
+                in_a_row += 1
+                if not self.exists(layout.tombstone(body.checkpoint)):
+                    cause = f"it names {body.checkpoint}, which is neither there nor deleted"
+                    raise ObjectDamaged(key=layout.version(name, number), cause=cause) from None
 
     def resolve(self, reference: Reference | str) -> Checkpoint:
         """The checkpoint that a reference (not a URL or path) means. Raises CheckpointNotFound, UsageError."""
@@ -245,9 +253,12 @@ class Reader:
     def _body(self, key: str) -> VersionBody:
         if key not in self._bodies:
             try:
-                self._bodies[key] = msgspec.json.decode(self.get(key), type=VersionBody)
+                body = msgspec.json.decode(self.get(key), type=VersionBody)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise ObjectDamaged(key=key, cause=str(error)) from error
+            if body.mistake(key):
+                raise ObjectDamaged(key=key, cause=body.mistake(key))
+            self._bodies[key] = body
         return self._bodies[key]
 
     def _remember(self, identifier: str, body: bytes) -> None:

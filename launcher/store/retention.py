@@ -37,7 +37,7 @@ def judge(
 
     `protected`: why checkpoints have to stay whatever the rules say, by id; `now`: Unix seconds by the store's clock.
     Newest means committed last (by the store's clock, then by id), never the highest step: a job that was started again
-    may count from the beginning.
+    may count from the beginning. The newest save is another one where recovery committed an older one later.
     """
     ordered = sorted(found, key=lambda each: (each.committed, each.manifest.id))
     reasons: dict[str, list[str]] = {each.manifest.id: list(protected.get(each.manifest.id, ())) for each in ordered}
@@ -47,7 +47,7 @@ def judge(
             reasons[each.manifest.id].append(reason)
 
     because(ordered[-1] if ordered else None, "the newest commit")
-    because(max(ordered, key=lambda each: each.manifest.id, default=None), "the newest save")
+    because(max(ordered, key=lambda each: each.manifest.created, default=None), "the newest save")
     roots = [each for each in ordered if each.manifest.origin and each.manifest.origin.path == "."]
     because(roots[-1] if roots else None, "the job's own result")
     because(_best_of_trainer(ordered), "the best, says its trainer")

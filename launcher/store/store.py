@@ -147,8 +147,9 @@ class Store(Reader):
         if known:
             return known
         number = max(numbers, default=0) + 1
-        version = msgspec.json.encode(VersionBody(manifest.id, manifest.name, of_bytes(body)))
+        digest = of_bytes(body)
         while True:
+            version = msgspec.json.encode(VersionBody(manifest.id, manifest.name, digest, number))
             made = create(self.place, layout.version(manifest.name, number), version, timeout=self.timeout)
             if isinstance(made, Ours):
                 return number
