@@ -27,7 +27,9 @@ _OPTIONS = [
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
     click.option(
-        "--spool", metavar="SIZE", help="What checkpoints may hold here until stored: 20GiB, or a share of what is free. [30%]"
+        "--spool",
+        metavar="SIZE",
+        help="What checkpoints may hold here until stored: 20GiB, or a share of what is free. [30%]",
     ),
     click.option("--when-full", type=click.Choice(["keep-all", "newest"]), help="Beyond --spool. [keep-all]"),
     click.option(
