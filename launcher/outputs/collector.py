@@ -84,11 +84,11 @@ class Collector:
     def drain(self, timeout: float, *, cancelled: Callable[[], bool] = lambda: False) -> list[tuple[Capture, str]]:
         """Stores what is left, for at most `timeout` seconds or until `cancelled`; returns what could not be, and why."""
         deadline = time.monotonic() + timeout
-        self._uploader.hurry()
         with self._changed:
             self._closing = True
             self._changed.notify()
         while self._thread.is_alive():
+            self._uploader.hurry()
             self._thread.join(0.05)
             if time.monotonic() > deadline or cancelled():
                 self._stopped = True

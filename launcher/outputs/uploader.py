@@ -42,11 +42,13 @@ _END = 5.0
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What the uploader works for. `job`: the job's id; `bandwidth`: bytes a second, 0 without a cap."""
+    """What the uploader works for. `job`: the job's id; `bandwidth`: bytes a second, 0 without a cap; `yields`: to the job,
+    which runs."""
 
     settings: Settings
     job: str
     bandwidth: int = 0
+    yields: bool = True
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -101,7 +103,6 @@ class Uploader:
         self._log = log
         self._keep = keep
         self._process: subprocess.Popen[bytes] | None = None
-        self._hurried = False
 
     @property
     def pid(self) -> int | None:
@@ -139,13 +140,12 @@ class Uploader:
             )
         assert process.stdin
         process.stdin.write(msgspec.json.encode(self._task) + b"\n")
-        if self._hurried:
-            self.hurry()
         return process
 
     def hurry(self) -> None:
-        """The job is over: nothing has to yield any more. (Without a privilege a process cannot take its nice value back.)"""
-        self._hurried = True
+        """The job is over: the uploader need not yield any more. To be called again, as one that was just started may miss
+        it. (Without a privilege, a process that yields cannot take its nice value back.)"""
+        self._task = msgspec.structs.replace(self._task, yields=False)
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/autogroup").write_text("0")
             for thread in os.listdir(f"/proc/{self.pid}/task"):
@@ -158,7 +158,7 @@ class Uploader:
 
     def close(self) -> str:
         """Ends it, and says how it ended where that was by a signal. Idempotent."""
-        process, self._process = self._process, None
+        process = self._process
         if not process:
             return ""
         assert process.stdin and process.stdout
@@ -170,6 +170,7 @@ class Uploader:
             process.kill()
             code = process.wait()
         process.stdout.close()
+        self._process = None
         return f"it was ended by {signal.Signals(-code).name}" if code < 0 else ""
 
 
@@ -223,10 +224,13 @@ def store_capture(
 
 def main() -> None:
     """Answers captures until its input ends."""
-    yield_to_the_job()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # They are the launcher's to handle; this process ends with its input.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # What a library prints is no answer.
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
+    if task.yields:
+        yield_to_the_job()
     captures: queue.SimpleQueue[Capture] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, captures), daemon=True).start()
     store = Store.open(task.settings, configuration.process_environment())
@@ -279,10 +283,8 @@ def yield_to_the_job() -> None:
     """The lowest priority of processor and disk, for this process and every thread that it starts.
 
     Where the kernel groups processes by session (sched_autogroup, sched(7)), a nice value counts within the session only,
-    and the group has one of its own. Signals are the launcher's to handle: this process ends with its input.
+    and the group has one of its own.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 19)
     with contextlib.suppress(OSError):

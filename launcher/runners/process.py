@@ -95,7 +95,7 @@ class Process:
     def poll(self) -> Exit | None:
         if self._exit is None:
             code = self._process.poll()
-            reap(self.pid if code is None else 0)
+            reap(self.pid if code is None else None, self._spared())
             if code is not None:
                 self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
         return self._exit
@@ -130,14 +130,14 @@ def become_subreaper() -> None:
     guard._libc.prctl(36, 1, 0, 0, 0)
 
 
-def reap(keep: int = 0) -> None:
-    """Collects every dead child but `keep`, for which somebody else waits."""
+def reap(*keep: int | None) -> None:
+    """Collects dead children, up to the first of `keep`, for which somebody else waits."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid == keep:
+        if found is None or found.si_pid in keep:
             return
         with contextlib.suppress(ChildProcessError):
             os.waitpid(found.si_pid, os.WNOHANG)

@@ -56,7 +56,8 @@ class Figures:
         """The table's line."""
         rounds = ", ".join(f"{self.rounds[each]} {each} ({self.killed[each]} killed)" for each in TARGETS)
         return (
-            f"{sum(self.rounds.values())} rounds: {rounds}, {self.too_early} before there was a job; {self.recovers_killed} recovers killed; "
+            f"{sum(self.rounds.values())} rounds: {rounds}, {self.too_early} before there was a job; "
+            f"{self.recovers_killed} recovers killed; "
             f"{self.whole} checkpoints known whole, {self.stored} stored ({self.by_recover} by recover), every byte read; "
             f"last process gone {self.longest_survivor:.2f} s after its launcher; {len(self.violations)} violations"
         )
@@ -261,9 +262,8 @@ def campaign(count: int, seed: int, *, store: str = "local", writer: str = "quic
                 server = stack.enter_context(serve(home / "s3"))
                 url = f"s3://{server.new_bucket()}/store"
                 launcher.env |= server.env() | {"LAUNCHER_STORE": url}
+                os.environ |= server.env()  # The engine reads credentials there.
             place = open_place(url, timeout=20, environ=launcher.env)
-            if store == "s3":
-                os.environ |= server.env()
             if writer == "trainer":
                 model = [sys.executable, ROOT / "examples/make_tiny_model.py", home / "model"]
                 subprocess.run(model, check=True, capture_output=True)
