@@ -57,8 +57,8 @@ def directory(tree: Tree, path: str) -> list[Entry]:
     return entries
 
 
-def content(tree: Tree, path: str, entry: Entry, limit: int) -> bytes:
-    """An entry's bytes, at most `limit` of them. Raises ValueError where the entry is not what the directory says."""
+def place(tree: Tree, path: str, entry: Entry) -> int:
+    """Where an entry's bytes begin. Raises ValueError where its own header is not what the directory says."""
     head = tree.read(path, entry.offset, LOCAL_HEADER)
     if len(head) < LOCAL_HEADER or head[:4] != ENTRY:
         raise ValueError(f"{path} has no entry where its directory says ({entry.name[:80]!r})")
@@ -66,7 +66,14 @@ def content(tree: Tree, path: str, entry: Entry, limit: int) -> bytes:
     start = entry.offset + LOCAL_HEADER
     if tree.read(path, start, name_length) != entry.name.encode("utf-8", "surrogateescape"):
         raise ValueError(f"{path} names its entry {entry.name[:80]!r} in two ways")
-    data = tree.read(path, start + name_length + extra_length, min(entry.size, limit))
+    if entry.flags & 1:
+        raise ValueError(f"{path} has an encrypted entry {entry.name[:80]!r}")
+    return start + name_length + extra_length
+
+
+def content(tree: Tree, path: str, entry: Entry, limit: int) -> bytes:
+    """An entry's bytes, at most `limit` of them. Raises ValueError where it cannot be had."""
+    data = tree.read(path, place(tree, path, entry), min(entry.size, limit))
     if entry.method == STORED:
         return data
     if entry.method != DEFLATED:
