@@ -45,7 +45,9 @@ def directory(tree: Tree, path: str) -> list[Entry]:
         raise ValueError(f"{path} does not begin like a zip archive")
     count, length, offset, position = _end(tree, path, size)
     if offset + length != position:
-        raise ValueError(f"{path} holds {abs(position - offset - length)} bytes that its zip directory does not explain")
+        raise ValueError(
+            f"{path} holds {abs(position - offset - length)} bytes that its zip directory does not explain"
+        )
     if length > DIRECTORY_LIMIT:
         raise ValueError(f"{path} claims a zip directory of {length} bytes")
     entries = _entries(path, tree.read(path, offset, length))
@@ -68,7 +70,7 @@ def place(tree: Tree, path: str, entry: Entry) -> int:
         raise ValueError(f"{path} names its entry {entry.name[:80]!r} in two ways")
     if entry.flags & 1:
         raise ValueError(f"{path} has an encrypted entry {entry.name[:80]!r}")
-    return start + name_length + extra_length
+    return start + int(name_length) + int(extra_length)
 
 
 def content(tree: Tree, path: str, entry: Entry, limit: int) -> bytes:

@@ -102,8 +102,9 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ready: Ready = Ready()
     origin: Origin | None = None
     lineage: Lineage = Lineage()
-    safety: tuple[str, ...] = ()
-    """What its pickles hold that is not known to be harmless, in words (see `launcher.checkpoint.safety`). Empty is not "safe"."""
+    safety: tuple[str, ...] | None = None
+    """What its pickles hold that is not known to be harmless, in words (see `launcher.checkpoint.safety`). Empty: nothing was
+    found, which is not "safe". None: an older release wrote it, and nobody has looked."""
     imports: tuple[str, ...] = ()
     """Every name that loading its pickles would import."""
     labels: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """What a pickle says, read from its opcodes. Nothing is imported, called or built: names stay names, calls stay calls.
 
 The opcodes are those of CPython's `pickle` (protocols 0 to 5), interpreted symbolically: a name that would be imported
-becomes a `Name`, what would be called a `Call`, what torch loads from elsewhere a `Persistent`. Time and memory are bounded
+becomes a `Name`, what would be called a `Call` (see `symbols`). Time and memory are bounded
 by the bytes read and by OPCODES; sizes and memo indexes that the pickle claims allocate nothing. A pickle that cannot be
 read to its end keeps what was found before, and its `mistake` says why: whoever asks about safety must not call it known.
 """
@@ -13,54 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.checkpoint.symbols import Call, Mapping, Name, Persistent
+
 OPCODES = 2_000_000
 """Opcodes of one pickle that are read: a state dictionary of 40,000 tensors."""
 LARGEST = 64 << 20
 """Bytes of one pickle that are read, tensors excluded: torch keeps those elsewhere."""
 _CHUNK = 256 << 10
 _LONG_BYTES = 64
-_DEPTH = 16
 _LONGEST = 8
 
 Read = Callable[[int, int], bytes]
 """(start, length) to bytes, as `Tree.read` of one file."""
-
-
-@dataclass(frozen=True)
-class Name:
-    """What would be imported. `module` None: the pickle computes the name, or takes it from copyreg's registry."""
-
-    module: str | None
-    name: str
-
-    @property
-    def dotted(self) -> str:
-        return f"{self.module}.{self.name}" if self.module is not None else self.name
-
-
-class Call:
-    """What would be made by calling `callee`; `state` and `items` (pairs) are what would be put into it."""
-
-    __slots__ = ("arguments", "callee", "items", "state")
-
-    def __init__(self, callee: object, arguments: object) -> None:
-        self.callee = callee
-        self.arguments = arguments
-        self.state: object = None
-        self.items: tuple[tuple[object, object], ...] | list[tuple[object, object]] = ()
-
-
-class Persistent:
-    """What the loader gets from elsewhere: for torch ("storage", type, key, location, count)."""
-
-    __slots__ = ("id",)
-
-    def __init__(self, id: object) -> None:
-        self.id = id
-
-
-class Mapping(list[tuple[object, object]]):
-    """A dictionary as its pairs: hostile keys are never hashed."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +48,6 @@ def read(source: Read, start: int = 0, size: int = LARGEST) -> Pickle:
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError, MemoryError):
         mistake = f"its opcodes make no sense at byte {start + machine.position}"
     return Pickle(value, start + machine.position, tuple(machine.uses), mistake)
-
-
-def get(value: object, key: str) -> Any:
-    """What a dictionary, or an object's attributes, hold under a text key; None where absent."""
-    pending: list[object] = [value]
-    for _ in range(_DEPTH):
-        if not pending:
-            break
-        each = pending.pop()
-        if isinstance(each, Call):
-            pending += [Mapping(each.items), each.state]
-        elif isinstance(each, tuple) and len(each) == 2:  # attributes and slots
-            pending += [each[1], each[0]]
-        elif isinstance(each, Mapping):
-            for name, item in reversed(each):
-                if isinstance(name, str) and name == key:
-                    return item
-    return None
 
 
 class _Mistake(Exception):
@@ -261,10 +207,8 @@ class _Machine:
             self.uses[Name(None, "what another call gives"), how] = None
 
     def _import(self, module: object, name: object) -> None:
-        if isinstance(module, str) and isinstance(name, str):
-            found = Name(module, name)
-        else:
-            found = Name(None, "a name that is computed")
+        plain = isinstance(module, str) and isinstance(name, str)
+        found = Name(str(module), str(name)) if plain else Name(None, "a name that is computed")
         self._use(found, "named")
         self._stack.append(found)
 

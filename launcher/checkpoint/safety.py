@@ -14,14 +14,21 @@ what is allowed because lists of what is forbidden were bypassed again and again
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import msgspec
 
 from launcher.checkpoint import archive, pickles
 from launcher.checkpoint.formats import dcp, nemo, torch_save
-from launcher.checkpoint.pickles import Name
+from launcher.checkpoint.symbols import Name
 from launcher.checkpoint.tree import Tree, below
+from launcher.errors import UnsafePickle
+from launcher.events import Emit, event
+from launcher.text import printable
+
+Policy = Literal["allow", "warn", "deny"]
+"""What to do about findings: nothing, say so once for each checkpoint, or refuse the checkpoint."""
 
 _DEPTH = 3
 _PICKLES = 64
@@ -34,7 +41,9 @@ _PACKED = {
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z",
     b"\x78\x9c": "zlib", b"\x78\x01": "zlib", b"\x78\xda": "zlib", b"\x04\x22\x4d\x18": "lz4",
 }  # fmt: skip
-_NEVER_UNPICKLED = re.compile(r"[^/]*/(\.?data/[^/]*|version|byteorder|\.format_version|\.storage_alignment)", re.DOTALL)
+_NEVER_UNPICKLED = re.compile(
+    r"[^/]*/(\.?data/[^/]*|version|byteorder|\.format_version|\.storage_alignment)", re.DOTALL
+)
 """Tensors and marks of torch.save."""
 _NUMPY = b"\x93NUMPY"
 
@@ -57,6 +66,17 @@ def look(tree: Tree) -> Safety:
     for pickle, where in _of_distributed(tree, stored):
         _judge(pickle, where, findings, imports)
     return Safety(_shortened(findings, "more findings"), _shortened(dict.fromkeys(sorted(imports)), "more names"))
+
+
+def enforce(findings: Iterable[str], policy: Policy, name: str, emit: Emit) -> None:
+    """Says by the checkpoint's name what was found, or raises UnsafePickle where the policy is deny."""
+    listed = list(findings)
+    if not listed or policy == "allow":
+        return
+    text = printable("; ".join(listed[:3]) + (f"; and {len(listed) - 3} more" if len(listed) > 3 else ""))
+    if policy == "deny":
+        raise UnsafePickle(name=name, cause=text)
+    emit(event("unsafe-pickle", f"{name}: loading its pickles may run code: {text}", "warning", findings=listed))
 
 
 def known(name: Name) -> bool:
@@ -87,7 +107,7 @@ def _judge(found: pickles.Pickle | str, where: str, findings: dict[str, None], i
 
 
 def _shortened(texts: dict[str, None], what: str) -> tuple[str, ...]:
-    listed = list(texts)
+    listed = [printable(text) for text in texts]
     rest = len(listed) - _LISTED
     return (*listed[:_LISTED], f"{rest} {what}") if rest > 0 else tuple(listed)
 
@@ -272,7 +292,8 @@ KNOWN: dict[str, frozenset[str]] = {
     "numpy.random._sfc64": _names("SFC64"),
     "numpy.random.bit_generator": _names("SeedSequence __pyx_unpickle_SeedSequence"),
     "torch": _names(
-        _DTYPES + " FloatStorage DoubleStorage HalfStorage BFloat16Storage LongStorage IntStorage ShortStorage CharStorage "
+        _DTYPES
+        + " FloatStorage DoubleStorage HalfStorage BFloat16Storage LongStorage IntStorage ShortStorage CharStorage "
         "ByteStorage BoolStorage ComplexFloatStorage ComplexDoubleStorage QInt8Storage QUInt8Storage QInt32Storage "
         "QUInt4x2Storage QUInt2x4Storage Size Tensor device strided sparse_coo contiguous_format preserve_format "
         "channels_last channels_last_3d per_tensor_affine per_channel_affine"

@@ -118,3 +118,10 @@ def read_object(tree: Tree, path: str) -> dict[str, Any]:
     except (ValueError, OSError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def text_of(value: object, longest: int = 500) -> str | None:
+    """A text of a file's metadata, such that it can be stored; None where it is no text, or empty."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value[:longest].encode("utf-8", "replace").decode()

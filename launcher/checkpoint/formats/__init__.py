@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable
 
 from launcher.checkpoint.formats import added, files, torch_save
 from launcher.checkpoint.formats.accelerate import Accelerate
@@ -51,7 +50,8 @@ BUILT_IN: tuple[Format, ...] = (
     Nemo(), Lightning(), Gguf(), Safetensors(), TorchSave(), Numpy(),
 )  # fmt: skip
 _TEMPORARY = re.compile(
-    r"(.*\.tmp|\.tmp.*|.*\.incomplete|.*\.lock|.*\.__lock|.*\.part|.*\.orbax-checkpoint-tmp.*|tmp-checkpoint-\d+)", re.DOTALL
+    r"(.*\.tmp|\.tmp.*|.*\.incomplete|.*\.lock|.*\.__lock|.*\.part|.*\.orbax-checkpoint-tmp.*|tmp-checkpoint-\d+)",
+    re.DOTALL,
 )
 _MAGICS = {".gguf": MAGIC, ".npz": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
 

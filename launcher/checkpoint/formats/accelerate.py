@@ -51,7 +51,9 @@ class Accelerate:
         models = [path for path in tree.files if _MODEL.fullmatch(path)]
         found = safetensors.of_headers(tree, [path for path in models if path.endswith(".safetensors")])
         if found.parameters is None and models:
-            counted = [torch_save.tensors(torch_save.read_object(tree, path)) for path in models if path.endswith(".bin")]
+            counted = [
+                torch_save.tensors(torch_save.read_object(tree, path)) for path in models if path.endswith(".bin")
+            ]
             kind = next((kind for _, kind in counted if kind), None)
             found = Facts(parameters=sum(count for count, _ in counted) or None, dtype=kind)
         for prefix in dcp.nested(tree) if found.parameters is None else ():
@@ -68,7 +70,9 @@ class Accelerate:
         )
 
     def claims(self, tree: Tree) -> frozenset[str]:
-        own = re.compile(r"(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.bin|scaler\.pt|custom_checkpoint_\d+\.pkl")
+        own = re.compile(
+            r"(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.bin|scaler\.pt|custom_checkpoint_\d+\.pkl"
+        )
         return frozenset(
             path
             for path in tree.files

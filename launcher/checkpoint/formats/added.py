@@ -40,7 +40,9 @@ class _Guarded:
         return self._asked(lambda: bool(self._format.recognises(tree)), False)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
-        failed = Judgement("broken" if context.final else "unfinished", self.name, (f"the format {self.name!r} failed",))
+        failed = Judgement(
+            "broken" if context.final else "unfinished", self.name, (f"the format {self.name!r} failed",)
+        )
         return self._asked(lambda: self._format.judge(tree, context), failed)
 
     def facts(self, tree: Tree) -> Facts:

@@ -13,7 +13,7 @@ import math
 from launcher.checkpoint import pickles
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.pickles import Call, Mapping, Name, get
+from launcher.checkpoint.symbols import Call, Mapping, Name, get
 from launcher.checkpoint.tree import Tree
 
 METADATA = ".metadata"
@@ -51,8 +51,12 @@ def byte_items(value: object) -> list[tuple[str, str, int, int]]:
         for name, info in (described if isinstance(described, Mapping) else ())
         if isinstance(name, str) and not _is_tensor(info)
     }
-    named = [(get(index, "fqn"), path, offset, length) for index, path, offset, length in items(value)]
-    return [(name, *place) for name, *place in named if isinstance(name, str) and name in kept]
+    found = []
+    for index, path, offset, length in items(value):
+        name = get(index, "fqn")
+        if isinstance(name, str) and name in kept:
+            found.append((name, path, offset, length))
+    return found
 
 
 def _is_tensor(info: object) -> bool:

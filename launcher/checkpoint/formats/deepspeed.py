@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from launcher.checkpoint import pickles
+from launcher.checkpoint import symbols
 from launcher.checkpoint.formats import torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, below, folders
+from launcher.checkpoint.tree import Tree, below, folders, text_of
 
 _MODEL = re.compile(r"(?:zero_pp_rank_\d+_)?mp_rank_(\d+)_model_states\.pt")
 _SHARD = re.compile(r"(?:[a-z0-9]+_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_(optim|model)_states\.pt")
@@ -48,7 +48,9 @@ def mistakes(tree: Tree) -> list[str]:
         return [f"{models[0]} does not say of how many ranks it is"]
     reasons = _absent("mp_rank_{1:02d}_model_states.pt", [path for path in models if path.startswith("mp_")], 1, model)
     for kind in ("optim", "model"):
-        found = {(int(match[1]), int(match[2])) for match in map(_SHARD.fullmatch, tree.files) if match and match[3] == kind}
+        found = {
+            (int(match[1]), int(match[2])) for match in map(_SHARD.fullmatch, tree.files) if match and match[3] == kind
+        }
         wanted = {(rank, part) for rank in range(data) for part in range(model)}
         needed = found if kind == "model" else found or _sharded(value)
         missing = sorted(wanted - found) if needed else []
@@ -60,9 +62,9 @@ def mistakes(tree: Tree) -> list[str]:
 
 def _sharded(value: object) -> bool:
     """Whether the optimizer's state is in files of its own: the model file has none and its configuration names ZeRO."""
-    config = pickles.get(pickles.get(value, "ds_config"), "zero_optimization")
-    stage = pickles.get(config, "stage")
-    return pickles.get(value, "optimizer") is None and isinstance(stage, int) and stage > 0
+    config = symbols.get(symbols.get(value, "ds_config"), "zero_optimization")
+    stage = symbols.get(config, "stage")
+    return symbols.get(value, "optimizer") is None and isinstance(stage, int) and stage > 0
 
 
 def _absent(pattern: str, found: Iterable[str], data: int, model: int) -> list[str]:
@@ -114,12 +116,12 @@ def facts(tree: Tree) -> Facts:
     model = next((path for path in sorted(tree.files) if _MODEL.fullmatch(path)), None)
     value = torch_save.read_object(tree, model) if model else None
     step = torch_save.number(value, "global_steps")
-    parameters, dtype = torch_save.tensors(pickles.get(value, "module"))
-    version = pickles.get(value, "ds_version")
+    parameters, dtype = torch_save.tensors(symbols.get(value, "module"))
+    version = symbols.get(value, "ds_version")
     return Facts(
         step=int(step) if step is not None else None,
         parameters=parameters or None,
         dtype=dtype,
         library="deepspeed",
-        library_version=version if isinstance(version, str) else None,
+        library_version=text_of(version),
     )

@@ -12,7 +12,7 @@ import msgspec
 from launcher.checkpoint.formats import files, safetensors
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, below, read_object
+from launcher.checkpoint.tree import Tree, below, read_object, text_of
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -52,10 +52,10 @@ class Pipeline:
         headers = safetensors.of_headers(tree, [path for path in tree.files if path.endswith(".safetensors")])
         return msgspec.structs.replace(
             headers,
-            architecture=_text(index.get("_class_name")),
-            base_model=_text(index.get("_name_or_path")),
+            architecture=text_of(index.get("_class_name")),
+            base_model=text_of(index.get("_name_or_path")),
             library="diffusers",
-            library_version=_text(index.get("_diffusers_version")),
+            library_version=text_of(index.get("_diffusers_version")),
         )
 
     def ready(self, tree: Tree) -> Ready:
@@ -109,10 +109,10 @@ class Model:
         headers = safetensors.of_headers(tree, [path for path in tree.files if path.endswith(".safetensors")])
         return msgspec.structs.replace(
             headers,
-            architecture=_text(config.get("_class_name")),
-            base_model=_text(config.get("_name_or_path")),
+            architecture=text_of(config.get("_class_name")),
+            base_model=text_of(config.get("_name_or_path")),
             library="diffusers",
-            library_version=_text(config.get("_diffusers_version")),
+            library_version=text_of(config.get("_diffusers_version")),
         )
 
     def ready(self, tree: Tree) -> Ready:
@@ -123,7 +123,3 @@ class Model:
 
     def claims(self, tree: Tree) -> frozenset[str]:
         return frozenset(path for path in tree.files if path == CONFIG or path.startswith("diffusion_pytorch_model"))
-
-
-def _text(value: object) -> str | None:
-    return value[:500] if isinstance(value, str) and value else None

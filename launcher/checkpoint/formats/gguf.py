@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree
+from launcher.checkpoint.tree import Tree, text_of
 
 MAGIC = b"GGUF"
 HEADER_LIMIT = 256 << 20
@@ -180,8 +180,8 @@ class Gguf:
                 name = _BLOCKS.get(kind, (f"type {kind}", 1, 0))[0]
                 counts[name] = counts.get(name, 0) + _count(shape)
         return Facts(
-            architecture=_text(metadata.get("general.architecture")),
-            base_model=_text(metadata.get("general.base_model.0.name") or metadata.get("general.name")),
+            architecture=text_of(metadata.get("general.architecture")),
+            base_model=text_of(metadata.get("general.base_model.0.name") or metadata.get("general.name")),
             dtype=max(counts, key=lambda name: counts[name], default=None),
             parameters=sum(counts.values()),
             library="gguf",
@@ -204,7 +204,3 @@ def _missing_parts(tree: Tree) -> list[str]:
         for (name, count), parts in found.items()
         if len(parts) < count or max(parts) > count
     ]
-
-
-def _text(value: object) -> str | None:
-    return value[:500] if isinstance(value, str) and value else None

@@ -7,11 +7,11 @@ that shard (DeepSpeed, FSDP) make `NAME.ckpt` a folder of DeepSpeed's or torch.d
 
 from __future__ import annotations
 
-from launcher.checkpoint import archive, pickles
+from launcher.checkpoint import archive, symbols
 from launcher.checkpoint.formats import torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree
+from launcher.checkpoint.tree import Tree, text_of
 
 _VERSION = "pytorch-lightning_version"
 
@@ -37,7 +37,7 @@ class Lightning:
 
     def ready(self, tree: Tree) -> Ready:
         values = [torch_save.read_object(tree, path) for path in tree.files if path.endswith(".ckpt")]
-        resumable = any(pickles.get(value, "optimizer_states") is not None for value in values)
+        resumable = any(symbols.get(value, "optimizer_states") is not None for value in values)
         return Ready(
             resume=resumable,
             resume_reason="" if resumable else "no state of the optimizer (save_weights_only)",
@@ -52,7 +52,7 @@ def _written_by(tree: Tree, path: str) -> bool:
     """Whether the file's dictionary has Lightning's key; of one that is cut, whether its first bytes do."""
     value = torch_save.read_object(tree, path)
     if value is not None:
-        return pickles.get(value, _VERSION) is not None
+        return symbols.get(value, _VERSION) is not None
     try:
         head = tree.read(path, 0, 64 << 10)
     except OSError:
@@ -63,13 +63,13 @@ def _written_by(tree: Tree, path: str) -> bool:
 def _facts(tree: Tree, path: str) -> Facts:
     value = torch_save.read_object(tree, path)
     step, epoch = torch_save.number(value, "global_step"), torch_save.number(value, "epoch")
-    parameters, dtype = torch_save.tensors(pickles.get(value, "state_dict"))
-    version = pickles.get(value, _VERSION)
+    parameters, dtype = torch_save.tensors(symbols.get(value, "state_dict"))
+    version = symbols.get(value, _VERSION)
     return Facts(
         step=int(step) if step is not None else None,
         epoch=float(epoch) if epoch is not None else None,
         parameters=parameters or None,
         dtype=dtype,
         library="lightning",
-        library_version=version[:50] if isinstance(version, str) else None,
+        library_version=text_of(version),
     )

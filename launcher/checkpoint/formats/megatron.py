@@ -12,7 +12,7 @@ import re
 
 import msgspec
 
-from launcher.checkpoint import pickles
+from launcher.checkpoint import symbols
 from launcher.checkpoint.formats import dcp, files, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
@@ -58,9 +58,9 @@ def _first(tree: Tree) -> str:
 def _missing_ranks(tree: Tree) -> list[str]:
     """Tensor × pipeline ranks by the arguments in the first one's file; where they are not there, by the highest number."""
     found = {(int(match[1]), int(match[2] or 0)) for match in map(_RANK.fullmatch, tree.files) if match}
-    arguments = pickles.get(torch_save.read_object(tree, _first(tree)), "args")
-    tensor = pickles.get(arguments, "tensor_model_parallel_size")
-    pipeline = pickles.get(arguments, "pipeline_model_parallel_size")
+    arguments = symbols.get(torch_save.read_object(tree, _first(tree)), "args")
+    tensor = symbols.get(arguments, "tensor_model_parallel_size")
+    pipeline = symbols.get(arguments, "pipeline_model_parallel_size")
     tensors = tensor if _is_count(tensor) else max(rank for rank, _ in found) + 1
     stages = pipeline if _is_count(pipeline) else max(stage for _, stage in found) + 1
     missing = sorted({(rank, stage) for rank in range(tensors) for stage in range(stages)} - found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from launcher.checkpoint.formats import files, safetensors, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, read_object
+from launcher.checkpoint.tree import Tree, read_object, text_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -54,19 +54,19 @@ def facts(tree: Tree) -> Facts:
         parameters, dtype = torch_save.tensors(torch_save.read_object(tree, weights[0]))
     kind = config.get("peft_type")
     return Facts(
-        model_type=kind.lower()[:100] if isinstance(kind, str) else None,
+        model_type=text_of(kind.lower()) if isinstance(kind, str) else None,
         dtype=dtype,
         parameters=parameters or None,
         base_model=base(tree),
         library="peft",
-        library_version=_text(config.get("peft_version")),
+        library_version=text_of(config.get("peft_version")),
     )
 
 
 def base(tree: Tree) -> str | None:
     """The base model that the adapter's configuration names."""
     prefix = next(iter(adapters(tree)), "")
-    return _text(read_object(tree, prefix + CONFIG).get("base_model_name_or_path"))
+    return text_of(read_object(tree, prefix + CONFIG).get("base_model_name_or_path"))
 
 
 def ready(tree: Tree) -> Ready:
@@ -78,10 +78,6 @@ def ready(tree: Tree) -> Ready:
         inference_reason=f"an adapter: it needs its base model ({named or 'not named in ' + CONFIG})",
         base=named or "",
     )
-
-
-def _text(value: object) -> str | None:
-    return value[:500] if isinstance(value, str) and value else None
 
 
 class Peft:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from launcher.checkpoint.formats import files, safetensors, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, read_object
+from launcher.checkpoint.tree import Tree, read_object, text_of
 
 CONFIG = "config.json"
 SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -62,13 +62,13 @@ def model_facts(tree: Tree) -> Facts:
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     return Facts(
-        architecture=_text(architecture),
-        model_type=_text(config.get("model_type")),
-        dtype=_text(config.get("dtype") or config.get("torch_dtype")) or dtype,
+        architecture=text_of(architecture),
+        model_type=text_of(config.get("model_type")),
+        dtype=text_of(config.get("dtype") or config.get("torch_dtype")) or dtype,
         parameters=parameters,
-        base_model=_text(config.get("_name_or_path")),
+        base_model=text_of(config.get("_name_or_path")),
         library="transformers",
-        library_version=_text(config.get("transformers_version")),
+        library_version=text_of(config.get("transformers_version")),
     )
 
 
@@ -82,10 +82,6 @@ def inference(tree: Tree) -> Ready:
         inference=not missing,
         inference_reason=missing[0] if missing else "",
     )
-
-
-def _text(value: object) -> str | None:
-    return value[:500] if isinstance(value, str) and value else None
 
 
 class Pretrained:
@@ -116,5 +112,7 @@ class Pretrained:
     def claims(self, tree: Tree) -> frozenset[str]:
         held, _ = weights(tree)
         return frozenset(
-            path for path in tree.files if path in BESIDE or path in held or (path.startswith(_SHARD) and "-of-" in path)
+            path
+            for path in tree.files
+            if path in BESIDE or path in held or (path.startswith(_SHARD) and "-of-" in path)
         )

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import struct
 
-from launcher.checkpoint import archive, pickles
+from launcher.checkpoint import archive, pickles, symbols
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.pickles import Call, Mapping, Name, Persistent, Pickle
+from launcher.checkpoint.pickles import Pickle
+from launcher.checkpoint.symbols import Call, Mapping, Name, Persistent
 from launcher.checkpoint.tree import Tree
 
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
@@ -143,7 +144,8 @@ def tensors(value: object) -> tuple[int, str | None]:
 def _walk(value: object) -> list[object]:
     """Every object below, each once."""
     seen: set[int] = set()
-    found, pending = [], [value]
+    found: list[object] = []
+    pending = [value]
     while pending and len(found) < _VISITS:
         each = pending.pop()
         if id(each) in seen or each is None or isinstance(each, (str, bytes, int, float)):
@@ -185,7 +187,7 @@ class TorchSave:
             value = read_object(tree, path)
             step = step if step is not None else number(value, "step", "global_step", "iteration")
             epoch = epoch if epoch is not None else number(value, "epoch")
-            model = next((found for key in _MODEL if (found := pickles.get(value, key)) is not None), None)
+            model = next((found for key in _MODEL if (found := symbols.get(value, key)) is not None), None)
             if model is None and not _is_state_dict(value):
                 continue
             count, kind = tensors(value if model is None else model)
@@ -212,7 +214,7 @@ _MODEL = ("model", "state_dict", "model_state_dict", "module")
 def number(value: object, *keys: str) -> int | float | None:
     """The first number that a read dictionary holds under one of the keys."""
     for key in keys:
-        found = pickles.get(value, key)
+        found = symbols.get(value, key)
         if isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < 1 << 62:
             return found
     return None

@@ -18,7 +18,7 @@ import msgspec
 from launcher.checkpoint.formats import dcp, deepspeed, files, peft, pretrained, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, below, read_json, read_object
+from launcher.checkpoint.tree import Tree, below, read_json, read_object, text_of
 
 _RNG = re.compile(r"rng_state_(\d+)\.pth")
 STATE = "trainer_state.json"
@@ -89,7 +89,9 @@ class Trl(Trainer):
 
     def facts(self, tree: Tree) -> Facts:
         """`trainer` is what trl's configuration class is named after: SFT, DPO, GRPO …"""
-        return msgspec.structs.replace(super().facts(tree), library="trl", library_version=None, trainer=trl_class(tree))
+        return msgspec.structs.replace(
+            super().facts(tree), library="trl", library_version=None, trainer=trl_class(tree)
+        )
 
 
 def trl_class(tree: Tree) -> str | None:
@@ -106,7 +108,8 @@ def trl_class(tree: Tree) -> str | None:
 def has_optimizer(tree: Tree) -> bool:
     """Whether the optimizer's state is there in any of its forms."""
     return any(
-        path in ("optimizer.pt", "optimizer.bin") or path.startswith(("optimizer_", "global_step")) for path in tree.files
+        path in ("optimizer.pt", "optimizer.bin") or path.startswith(("optimizer_", "global_step"))
+        for path in tree.files
     )
 
 
@@ -196,4 +199,4 @@ def _number(value: object, kind: type[Any]) -> Any:
 
 
 def _folder(value: object) -> str | None:
-    return value.rstrip("/").rpartition("/")[2][:255] if isinstance(value, str) and value else None
+    return text_of(value.rstrip("/").rpartition("/")[2], 255) if isinstance(value, str) else None
