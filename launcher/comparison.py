@@ -10,10 +10,10 @@ import msgspec
 from launcher.checkpoint import formats, reference
 from launcher.checkpoint.formats.safetensors import read_header
 from launcher.checkpoint.tree import Tree, read_json
-from launcher.push import open_tree
 from launcher.store.store import Store
-from launcher.store.tree import Stored
+from launcher.store.tree import tree_of
 from launcher.transfer import digest as digests
+from launcher.verify import open_tree
 
 _CONFIG_LIMIT = 4 << 20
 """Bytes of a JSON file that counts as configuration: a tokenizer's vocabulary is no setting."""
@@ -90,7 +90,7 @@ def _side(text: str, store: Store) -> _Side:
     found = store.resolve(ref)
     manifest = found.manifest
     facts = msgspec.to_builtins(manifest.facts) | {"format": manifest.format}
-    return _Side(found.label, Stored(store, manifest), {file.path: file.digest for file in manifest.files}, facts)
+    return _Side(found.label, tree_of(store, manifest), {file.path: file.digest for file in manifest.files}, facts)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:

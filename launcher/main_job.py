@@ -84,7 +84,7 @@ def _run(
     attempt.world_size = spec.accels * spec.nodes if prepared.command.wrapped else None
     record.source = {"repository": subject.repository, "commit": subject.commit}
     uploader = Uploader(
-        Task(settings=settings, job=folder.id, bandwidth=spec.bandwidth),
+        Task(settings=settings, job=folder.id, bandwidth=spec.bandwidth, pickles=spec.pickles),
         log=folder.path / "logs" / "uploader.log",
         keep=(folder.lock,),
     )

@@ -1,4 +1,4 @@
-"""Checkpoints by hand: from a folder to the store, back, and is it whole."""
+"""Checkpoints by hand: from a folder to the store and back."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launcher import __version__, names
-from launcher.checkpoint import formats, paths, reference
+from launcher.checkpoint import formats, paths, safety
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
-from launcher.checkpoint.tree import Folder, Tree
-from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
+from launcher.checkpoint.safety import Policy, Safety
+from launcher.checkpoint.tree import Folder
+from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, UsageError
 from launcher.events import Emit, event
 from launcher.ids import new_id
 from launcher.inputs.cache import fetch_files
 from launcher.progress import Progress
 from launcher.store.store import Aborted, Checkpoint, Store
-from launcher.store.tree import Stored
 from launcher.store.upload import Changed, upload_files
-from launcher.transfer.digest import Hasher
+from launcher.verify import open_tree
 
 
 def push(
-    store: Store, name: str, path: str, *, threads: int, force: bool, emit: Emit, parents: Sequence[str] = ()
+    store: Store,
+    name: str,
+    path: str,
+    *,
+    threads: int,
+    force: bool,
+    emit: Emit,
+    parents: Sequence[str] = (),
+    pickles: Policy = "warn",
 ) -> Checkpoint:
     """Stores a folder's content, or one file, as the next version of `name`, unless the newest version is the same.
 
     `parents`: ids of the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not
-    whole, unless `force`. Symbolic links are followed nowhere: they and special files are named and left out.
+    whole, unless `force`; with UnsafePickle where its pickles have findings and `pickles` is deny. Symbolic links are
+    followed nowhere: they and special files are named and left out.
     """
     name = names.check(name, "checkpoint name")
     tree = open_tree(path)
@@ -47,16 +55,26 @@ def push(
     for other in tree.others:
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
     paths.check_all(tree.files)
+    found = safety.look(tree)
+    safety.enforce(found.findings, pickles, name, emit)
     store.prepare()
     while True:
         try:
-            return _push(store, name, tree, judgement, lineage, threads=threads, emit=emit)
+            return _push(store, name, tree, judgement, lineage, found, threads=threads, emit=emit)
         except Aborted:
             continue  # It took so long that gc took us for dead and removed the files: everything again, under a new id.
 
 
 def _push(
-    store: Store, name: str, tree: Folder, judgement: Judgement, lineage: Lineage, *, threads: int, emit: Emit
+    store: Store,
+    name: str,
+    tree: Folder,
+    judgement: Judgement,
+    lineage: Lineage,
+    found: Safety,
+    *,
+    threads: int,
+    emit: Emit,
 ) -> Checkpoint:
     identifier = new_id()
     with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:
@@ -79,6 +97,8 @@ def _push(
         facts=format.facts(tree) if format else Facts(),
         ready=format.ready(tree) if format else Ready(),
         lineage=lineage,
+        safety=found.findings,
+        imports=found.imports,
     )
     return store.commit(manifest)
 
@@ -108,74 +128,3 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
             raise AccessDenied(what=str(target), cause=error.strerror) from error
         raise LocalResourceError(what=f"{target} cannot be written: {error.strerror}.") from error
     return str(target), found
-
-
-def verify(target: str, store: Callable[[], Store], *, read_data: bool) -> dict[str, Any]:
-    """The judgement on a folder, file or stored checkpoint: verdict, format, whole, reasons, facts."""
-    ref = None if os.path.exists(target) else reference.parse(target)
-    if ref is None or ref.kind == "path":
-        tree: Tree = open_tree(target)
-        judgement = formats.judge(tree)
-    else:
-        opened = store()
-        found = opened.resolve(ref)
-        stored = _Stored(opened, found.manifest)
-        tree = stored
-        judgement = formats.judge(tree)
-        reasons = stored.damage(read_data)
-        if reasons:
-            judgement = Judgement("broken", judgement.format, tuple(reasons))
-        elif judgement.verdict == "unknown":
-            judgement = Judgement("whole", judgement.format)  # Committed, and every byte is as it was then.
-    format = formats.by_name(judgement.format)
-    import msgspec
-
-    facts = msgspec.to_builtins(format.facts(tree)) if format else {}
-    return {
-        "format": judgement.format,
-        "verdict": judgement.verdict,
-        "whole": judgement.whole,
-        "reasons": list(judgement.reasons),
-        "facts": facts,
-    }
-
-
-def open_tree(path: str) -> Folder:
-    """A folder or a single file as a tree. Raises SourceNotFound, AccessDenied."""
-    path = os.path.abspath(os.path.expanduser(path))
-    try:
-        tree = Folder.scan(path) if os.path.isdir(path) else Folder.single(path)
-    except FileNotFoundError as error:
-        raise SourceNotFound(source=path, cause="there is no such file or folder") from error
-    except PermissionError as error:
-        raise AccessDenied(what=path, cause=error.strerror) from error
-    if not tree.files:
-        raise SourceNotFound(source=path, cause="the folder holds no file")
-    return tree
-
-
-class _Stored(Stored):
-    """A stored checkpoint whose files can be compared with its manifest."""
-
-    def __init__(self, store: Store, manifest: Manifest) -> None:
-        super().__init__(store, manifest)
-        self._manifest = manifest
-        self._opened = store
-
-    def damage(self, read_data: bool) -> list[str]:
-        """Why the stored files are not those of the manifest."""
-        stored = {entry.key: entry.size for entry in self._opened.listing(self._prefix)}
-        reasons = []
-        for file in self._manifest.files:
-            size = stored.get(self._prefix + file.path)
-            if size != file.size:
-                reasons.append(
-                    f"{file.path} is missing" if size is None else f"{file.path} has {size} of {file.size} bytes"
-                )
-        if read_data and not reasons:
-            for file in self._manifest.files:
-                hasher = Hasher()
-                self._opened.place.stream(self._prefix + file.path, 0, file.size, hasher.update)
-                if hasher.digest != file.digest:
-                    reasons.append(f"{file.path} has the digest {hasher.digest}, not {file.digest}")
-        return reasons

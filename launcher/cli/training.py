@@ -34,6 +34,9 @@ _OPTIONS = [
     ),
     click.option("--when-full", type=click.Choice(["keep-all", "newest"]), help="Beyond --spool. [keep-all]"),
     click.option(
+        "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
+    ),
+    click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),
 ]

@@ -69,6 +69,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     when_full: Literal["keep-all", "newest"] = "keep-all"
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
 
+    pickles: Literal["allow", "warn", "deny"] = "warn"
+    """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
+
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
         return rules.parse(self.keep) if self.keep else None

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from launcher.checkpoint import safety
 from launcher.events import Emit, event
 from launcher.outputs import capture as captures
 from launcher.outputs.capture import Capture
 from launcher.outputs.spool import Spool
-from launcher.outputs.uploader import Answer, Ended, Failed, Stored, Superseded, Uploader
+from launcher.outputs.uploader import Answer, Ended, Failed, Refused, Stored, Superseded, Uploader
 from launcher.text import duration, size
 
 _STARTS = 3
@@ -150,6 +151,10 @@ class Collector:
                 text = f"{capture.name}: {reason}; the newer state follows"
                 self._emit(event("checkpoint-superseded", text, "debug"))
                 self._on_changed(capture.path)
+            case Refused(reason):
+                captures.discard(capture.id, self._spool.path)
+                self.skipped.append((capture.name, reason))
+                self._emit(event("checkpoint-skipped", f"Not collected: {reason}", "warning", name=capture.name))
             case Failed():
                 if not self._stalled:
                     text = f"{capture.name} is not stored yet: {answer.reason}"
@@ -181,3 +186,4 @@ class Collector:
         known = f", {size(stored.saved)} of it were there already" if stored.saved else ""
         text = f"Stored {stored.label} ({size(stored.size)}{known}, {duration(stored.seconds)})"
         self._emit(event("checkpoint-committed", text, **facts))
+        safety.enforce(stored.findings, "warn", stored.label, self._emit)

@@ -96,7 +96,9 @@ def _finish(
 
     collector = Collector(
         Uploader(
-            Task(settings=settings, job=folder.id), log=folder.path / "logs" / "uploader.log", keep=(folder.lock,)
+            Task(settings=settings, job=folder.id, pickles=record.spec.pickles),
+            log=folder.path / "logs" / "uploader.log",
+            keep=(folder.lock,),
         ),
         Spool(spool),
         emit=emit,

@@ -24,9 +24,10 @@ import msgspec
 
 from launcher import __version__
 from launcher import settings as configuration
-from launcher.checkpoint import formats
+from launcher.checkpoint import formats, safety
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
-from launcher.errors import LauncherError
+from launcher.checkpoint.safety import Policy
+from launcher.errors import LauncherError, UnsafePickle
 from launcher.ids import new_id
 from launcher.outputs.capture import Capture
 from launcher.settings import Settings
@@ -48,6 +49,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     settings: Settings
     job: str
     bandwidth: int = 0
+    pickles: Policy = "warn"
     yields: bool = True
 
 
@@ -65,6 +67,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Bytes that were there already, and were copied there."""
     seconds: float
     repeated: bool = False
+    findings: tuple[str, ...] = ()
+    """What its pickles hold that is not known to be harmless."""
 
     @property
     def label(self) -> str:
@@ -78,6 +82,12 @@ class Superseded(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """It will not be stored, as the job's policy says."""
+
+    reason: str
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """It could not be stored now. `kind`: of the error; `retryable`: the store did not answer, which may pass."""
 
@@ -86,7 +96,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     retryable: bool
 
 
-Answer = Stored | Superseded | Failed
+Answer = Stored | Superseded | Refused | Failed
 
 
 class Ended(Exception):
@@ -175,13 +185,15 @@ class Uploader:
 
 
 def store_capture(
-    store: Store, capture: Capture, job: str, *, threads: int, throttle: Throttle, earlier: Earlier
+    store: Store, capture: Capture, job: str, *, threads: int, throttle: Throttle, earlier: Earlier, pickles: Policy
 ) -> Checkpoint:
     """Uploads and commits one capture. Idempotent: its id is the checkpoint's, so a second time only finishes the first.
 
-    Raises Changed (the files are others now), FileNotFoundError (they are gone), LauncherError.
+    Raises Changed (the files are others now), FileNotFoundError (they are gone), UnsafePickle, LauncherError.
     """
     tree = capture.tree()
+    found = safety.look(tree)
+    safety.enforce(found.findings, "deny" if pickles == "deny" else "allow", capture.name, lambda event: None)
     format = formats.by_name(capture.format)
     identifier = capture.id
     while True:
@@ -209,6 +221,8 @@ def store_capture(
             ready=format.ready(tree) if format else Ready(),
             origin=Origin(job, capture.job, capture.path, capture.node, capture.attempt),
             lineage=Lineage(capture.parents, capture.sources, capture.repository, capture.commit, capture.command),
+            safety=found.findings,
+            imports=found.imports,
         )
         try:
             checkpoint = store.commit(manifest)
@@ -256,7 +270,10 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
             threads=task.settings.transfer_threads,
             throttle=throttle,
             earlier=earlier,
+            pickles=task.pickles,
         )
+    except UnsafePickle as error:
+        return Refused(error.text)
     except (Changed, FileNotFoundError) as error:
         path = os.path.basename(str(error.args[-1])) or "a file"
         return Superseded(f"{path} was written again before it was stored")
@@ -276,6 +293,7 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
         saved=saved,
         seconds=round(time.monotonic() - started, 3),
         repeated=checkpoint.repeated,
+        findings=manifest.safety or () if task.pickles == "warn" else (),
     )
 
 

@@ -12,20 +12,17 @@ from dataclasses import dataclass
 import msgspec
 
 from launcher.checkpoint import manifest as manifests
-from launcher.checkpoint.manifest import Abort, File, Manifest
-from launcher.errors import LauncherError, ManifestInvalid, ObjectDamaged
+from launcher.checkpoint.manifest import Abort, Manifest
+from launcher.errors import ManifestInvalid, ObjectDamaged
 from launcher.ids import is_id
 from launcher.store import layout
 from launcher.store.protection import Pin, Use
 from launcher.store.reading import VersionBody
 from launcher.store.removal import Tombstone
 from launcher.store.store import Store
-from launcher.transfer.digest import Hasher, of_bytes
+from launcher.store.tree import damage
+from launcher.transfer.digest import of_bytes
 from launcher.transfer.object_store import Entry, Missing
-from launcher.transfer.retry import call
-
-_RANGE = 8 << 20
-"""Bytes of a file that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -186,33 +183,10 @@ class _Check:
             )
 
     def _files(self, manifest: Manifest, stored: dict[str, Entry], read_data: bool) -> None:
-        prefix = layout.files(manifest.id)
-        wrong = []
-        for file in manifest.files:
-            entry = stored.pop(prefix + file.path, None)
-            if entry is None:
-                wrong.append((prefix + file.path, "it is missing"))
-            elif entry.size != file.size:
-                wrong.append((entry.key, f"it has {entry.size} bytes, and {file.size} in the manifest"))
-            elif read_data and (cause := self._content(entry.key, file)):
-                wrong.append((entry.key, cause))
-        wrong += [(key, f"the manifest of {manifest.name} does not list it") for key in stored]
+        sizes = {key: entry.size for key, entry in stored.items()}
+        wrong = list(damage(self._store, manifest, sizes, read_data=read_data).items())
+        listed = {layout.files(manifest.id) + file.path for file in manifest.files}
+        wrong += [(key, f"the manifest of {manifest.name} does not list it") for key in sizes.keys() - listed]
         if wrong and self._store.exists(layout.manifest(manifest.id)):
             for key, cause in wrong:
                 self._say(key, cause)
-
-    def _content(self, key: str, file: File) -> str:
-        """Why a file's bytes are not those of the manifest, or nothing."""
-        hasher = Hasher()
-        try:
-            while hasher.size < file.size:
-                start = hasher.size
-                data = call(lambda start=start: self._store.place.read(key, start, _RANGE), self._store.timeout)  # type: ignore[misc]
-                if not data:
-                    return f"it ends after {start} bytes"
-                hasher.update(data)
-        except Missing:
-            return "it is missing"
-        except LauncherError as error:
-            return f"it cannot be read: {error.text}"
-        return "" if hasher.digest == file.digest else "its bytes are others than those that were stored"
