@@ -90,6 +90,8 @@ def _run(
         settle=spec.settle,
         on_capture=collector.put,
         emit=emit,
+        also=prepared.watch,
+        rungs=prepared.capture,
     )
     sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets the collector's thread run for five.
     watcher.start()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from launcher.checkpoint import formats
@@ -54,8 +54,14 @@ class Candidate:
     """Its files at the last look."""
     captured: dict[str, Identity] | None = None
     """Its files at the last capture."""
+    flats: dict[str, Identity] = field(default_factory=dict)
+    """ROOT: the flat files that were captured, each as a checkpoint of its own."""
+    lost: bool = False
+    """The last capture turned out to be no checkpoint: capture again, whatever is the same."""
     dirty: bool = False
     """Something happened since the last look."""
+    patient: bool = False
+    """Some of its files were written again and some were not: it needs a longer quiet."""
     leaving: bool = False
     """A file of it was deleted: rotation is removing it."""
     missed: bool = False
@@ -64,8 +70,6 @@ class Candidate:
     """It held tensors or a library's last file at some moment: its loss must be reported."""
     rewritten: bool = False
     """It was written again after it had been captured."""
-    told: set[str] = field(default_factory=set)
-    """Reasons that were reported."""
 
     @property
     def folder(self) -> str:
@@ -94,10 +98,13 @@ def is_named(folders: list[str], depth: int) -> bool:
     return _NAMED.fullmatch(name) is not None or (depth <= 2 and name.isascii() and name.isdigit())
 
 
-def walk(root: str, path: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def walk(
+    root: str, path: str = "", *, unreadable: Callable[[str, OSError], None] | None = None
+) -> Iterator[tuple[str, os.stat_result]]:
     """Every file, link and special file below a folder of a watched folder, by its path below the latter.
 
-    Links are not followed. What vanishes meanwhile is left out. Raises OSError where a folder cannot be read.
+    Links are not followed. What vanishes meanwhile is left out. `unreadable` is told of folders that cannot be read; without
+    it, OSError is raised.
     """
     pending = [path]
     while pending:
@@ -105,6 +112,11 @@ def walk(root: str, path: str = "") -> Iterator[tuple[str, os.stat_result]]:
         try:
             entries = list(os.scandir(os.path.join(root, parent)))
         except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if unreadable is None:
+                raise
+            unreadable(parent, error)
             continue
         for entry in entries:
             name = f"{parent}/{entry.name}" if parent else entry.name

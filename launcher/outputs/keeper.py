@@ -129,7 +129,7 @@ class Keeper:
                 kept.files[path], kept.marks[path] = identity_of(status), (status.st_nlink, status.st_ctime_ns)
                 if kept.files[path] != held.identities[path]:
                     raise Vanished(path)
-            if changed := held.changed() or held.open_writer():
+            if changed := held.changed():
                 raise Vanished(changed)
             return kept
         except BaseException as error:

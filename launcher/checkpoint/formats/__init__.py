@@ -15,7 +15,9 @@ from launcher.checkpoint.tree import Tree
 
 FORMATS: tuple[Format, ...] = (Trainer(), Pretrained(), Safetensors(), TorchSave())
 
-_TEMPORARY = ("*.tmp", ".tmp*", "*.incomplete", "*.lock", "*.__lock", "*.part")
+_TEMPORARY = (
+    "*.tmp", ".tmp*", "*.incomplete", "*.lock", "*.__lock", "*.part", "tmp-checkpoint-*", "*.orbax-checkpoint-tmp*"
+)  # fmt: skip
 _SUFFIXES = {".gguf": b"GGUF", ".npz": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
 
 
