@@ -44,7 +44,7 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     captured: float
     """Unix seconds."""
     marks: dict[str, tuple[int, int]] = {}
-    """Number of links and ctime (ns) of the files whose inode the job can still write to."""
+    """Number of links and ctime (ns) of each file that is held."""
     holder: int = 0
     """The process that holds `descriptors`."""
     descriptors: dict[str, int] = {}
@@ -86,8 +86,8 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     def unchanged(self, path: str, status: os.stat_result) -> bool:
         """Whether a file is still the one that was captured.
 
-        The ctime counts where nobody added or removed a name of the inode (rotation does, and our own links): it finds a
-        writer who put the mtime back.
+        Of held files the ctime counts too, where nobody added or removed a name (rotation does): it finds a writer who put
+        the mtime back. Of linked ones it does not, because our own links change it.
         """
         if identity_of(status) != self.files[path]:
             return False

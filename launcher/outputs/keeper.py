@@ -1,7 +1,7 @@
 """Takes what is held out of the writer's reach, by the first way that works for it: reflink, copy, hard link, descriptors.
 
-Links and small files are taken at once. What has to wait for the disk (a reflink waits for the dirty pages of its source) is
-taken in a thread of its own, behind descriptors that are open already, so that the watcher never waits.
+Links are made and small files copied at once. What has to wait for the disk (a reflink waits for the dirty pages of its
+source) is taken in a thread of its own, behind descriptors that are open already, so that the watcher never waits.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from launcher.outputs.capture import How, Identity, identity_of
 from launcher.outputs.filesystem import Place, clone
 from launcher.outputs.holding import Held, Vanished, room
 
-INLINE = 16 << 20
-"""Bytes that are cloned or copied at once: a few milliseconds."""
+INLINE = 1 << 20
+"""Bytes that are copied at once: less than a millisecond."""
 SMALL = 64 << 20
 """Bytes up to which files that are rewritten in place are copied where the file system cannot reflink."""
 
@@ -58,8 +58,7 @@ class Keeper:
         """Takes `paths` of what is held and calls `done`; closes `held`. `in_place`: the job rewrites these files, so that
         a hard link is the last choice. Raises OSError when they cannot be taken in any way."""
         size = sum(held.identities[path][0] for path in paths)
-        slow = place.rung == "reflink" or (in_place and size <= SMALL)
-        if not slow or size <= INLINE:
+        if place.rung != "reflink" and not (in_place and INLINE < size <= SMALL):
             with held:
                 done(self._take(held, paths, place, in_place))
             return
@@ -125,8 +124,7 @@ class Keeper:
                     _duplicate(held, path, there, by_clone=how == "reflink")
                     kept.files[path] = identity_of(os.stat(there))
                     continue
-                status = os.stat(there)
-                kept.files[path], kept.marks[path] = identity_of(status), (status.st_nlink, status.st_ctime_ns)
+                kept.files[path] = identity_of(os.stat(there))
                 if kept.files[path] != held.identities[path]:
                     raise Vanished(path)
             if changed := held.changed():

@@ -21,7 +21,7 @@ from launcher.events import Emit, event
 from launcher.outputs import candidates
 from launcher.outputs.candidates import Candidate
 from launcher.outputs.capture import Capture
-from launcher.outputs.filesystem import RUNGS, Place, Rung, probe
+from launcher.outputs.filesystem import RUNGS, SPOOL, Place, Rung, probe
 from launcher.outputs.judging import Judge, Subject, age
 from launcher.outputs.keeper import Keeper
 from launcher.outputs.roots import Root, Sign
@@ -240,4 +240,4 @@ class Watcher:
         self._emit(event("checkpoint-skipped", text, "warning", path=path, reason=reason))
 
 
-__all__ = ["Subject", "Watcher"]
+__all__ = ["SPOOL", "Subject", "Watcher"]
