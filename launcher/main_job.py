@@ -17,7 +17,7 @@ from launcher.inputs.cache import NodeCache, leases
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.spec import JobSpec
-from launcher.outputs import recovery
+from launcher.outputs import elsewhere, recovery
 from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
@@ -80,7 +80,7 @@ def _run(
         retention()
 
     subject = _subject(spec, checked, prepared, redactor, record)
-    attempt.output, attempt.spool = prepared.output, str(prepared.spool)
+    attempt.output, attempt.watch = prepared.output, list(prepared.watch)
     attempt.world_size = spec.accels * spec.nodes if prepared.command.wrapped else None
     record.source = {"repository": subject.repository, "commit": subject.commit}
     uploader = Uploader(
@@ -103,6 +103,8 @@ def _run(
         settle=spec.settle,
         on_capture=collector.put,
         emit=emit,
+        also=prepared.watch,
+        rungs=prepared.capture,
     )
     sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets another thread run for five.
     watcher.start()
@@ -127,6 +129,10 @@ def _run(
     retention(at_end=True)
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
+    if not collector.stored and not pending and spec.runner != "docker":
+        ours = (settings.data_dir, settings.cache_dir, prepared.output)
+        if hint := elsewhere.look(prepared.work_dir, spec.name, since=started, ignore=ours):
+            emit(hint)
     changed = _verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)
     if not pending:

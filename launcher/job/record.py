@@ -61,8 +61,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Seconds each phase took."""
     output: str = ""
     """The output directory on this machine."""
-    spool: str = ""
-    """Where its captures lie."""
+    watch: list[str] = []
+    """Further folders that are watched."""
     world_size: int | None = None
     """Processes that write, where known."""
     bytes_sent: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.events import Emit, event
@@ -16,7 +15,7 @@ from launcher.outputs.capture import Capture
 from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
-from launcher.outputs.watcher import SPOOL, Subject, Watcher
+from launcher.outputs.watcher import Subject, Watcher
 from launcher.settings import Settings
 from launcher.store.store import Store
 
@@ -80,7 +79,7 @@ def _finish(
     if not record.attempts:
         return [], []  # Killed before it had prepared anything.
     attempt = record.attempts[-1]
-    output, spool = _places(folder, record, settings)
+    spool = folder.path / "spool"
     before = set(record.checkpoints)
     found = [each.manifest for each in store.of_job(record.name)]
     known = {
@@ -115,9 +114,16 @@ def _finish(
         else:
             collector.put(capture)
 
-    if os.path.isdir(output):
+    if os.path.isdir(attempt.output):
         watcher = Watcher(
-            output, spool, _subject(record), world_size=attempt.world_size, settle=0, on_capture=fresh, emit=emit
+            attempt.output,
+            spool,
+            _subject(record),
+            world_size=attempt.world_size,
+            settle=0,
+            on_capture=fresh,
+            emit=emit,
+            also=attempt.watch,
         )
         watcher.adopt()
         watcher.finish(unknown_counts=False)
@@ -125,14 +131,6 @@ def _finish(
     if not pending:
         folder.settle()
     return [each for each in collector.stored if each.id not in before], pending
-
-
-def _places(folder: JobFolder, record: JobRecord, settings: Settings) -> tuple[str, Path]:
-    """The output directory and the spool; a record of an older release does not say."""
-    attempt = record.attempts[-1]
-    output = attempt.output or settings.output_dir or str(folder.path / "output-checkpoint")
-    inside = Path(output, SPOOL)
-    return output, Path(attempt.spool) if attempt.spool else inside if inside.is_dir() else folder.path / "spool"
 
 
 def _subject(record: JobRecord) -> Subject:
