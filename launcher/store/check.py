@@ -92,6 +92,7 @@ class _Check:
         for identifier, keys in self._versions.items():
             if identifier not in seen and identifier not in deleted:
                 self._say(layout.manifest(identifier), f"it is missing, and {keys[0]} names it")
+                self._say(keys[0], f"it names {identifier}, which is neither there nor deleted")
         for identifier in sorted(stored.keys() - seen - deleted):
             size = sum(entry.size for entry in stored[identifier].values())
             if is_id(identifier):
@@ -169,7 +170,9 @@ class _Check:
             if isinstance(found, Abort):
                 return None
             if of_bytes(body) != self._digests.get(identifier, of_bytes(body)):
-                raise ManifestInvalid(key=key, cause="it has not the digest that its version recorded")
+                version = self._versions[identifier][0]
+                self._say(version, f"it records another digest than {key} has: one of them is damaged")
+                raise ManifestInvalid(key=key, cause=f"it has another digest than {version} recorded")
         except Missing:
             return None
         except ManifestInvalid as error:
