@@ -44,6 +44,7 @@ def test_a_created_object_is_read_back_and_cannot_be_created_again(place: Object
         assert create(place, key, b"second", timeout=5) == Theirs(b"first")
     assert [entry.key for entry in place.list("")] == sorted(KEYS)
     assert [entry.size for entry in place.list("names/")] == [5]
+    assert list(place.leftovers()) == [], "nothing that a writer left"
 
 
 def test_one_of_16_racing_writers_wins_each_of_50_keys(place: ObjectStore) -> None:
@@ -81,6 +82,14 @@ def test_files_go_up_and_down_with_the_digest_of_their_bytes(place: ObjectStore,
         with pytest.raises(Missing):
             place.get("d/file.bin")
         assert list(place.list("d/")) == []
+
+
+def test_the_time_of_an_object_is_the_places_own(place: ObjectStore) -> None:
+    """Ages are differences of these times: they never go back, and are known."""
+    place.put("one", b"x")
+    place.put("two", b"x")
+    times = {entry.key: entry.modified for entry in place.list("")}
+    assert 0 < times["one"] <= times["two"]
 
 
 def test_listing_goes_on_after_a_key(place: ObjectStore) -> None:
