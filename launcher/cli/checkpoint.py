@@ -71,9 +71,8 @@ def push(ctx: click.Context, name: str, path: str, force: bool, parents: tuple[s
 @click.pass_context
 def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
     """Lists every checkpoint of the store, oldest first."""
-    from launcher.text import ago, size
-
     from launcher.store import protection
+    from launcher.text import ago, size
 
     store = open_store(ctx)
     found, pinned = store.checkpoints(), protection.pinned(store)
