@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.ids import new_id
 from tests.campaigns import damage, gc, model
+from tests.support.cli import Launcher
+from tests.support.commits import open_store, upload
 from tests.support.s3_server import S3Server
 
 
@@ -39,3 +42,27 @@ def test_every_damage_is_named_and_no_wrong_byte_is_read() -> None:
     text, well = damage.campaign(flips=30, others=12, seed=2)
     print(text)
     assert well, text
+
+
+def test_the_command_line_tells_what_is_left_over_and_what_is_damaged(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "data.bin").write_bytes(b"0123456789")
+    launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
+    assert "Unchanged" in launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
+    store = open_store(str(launcher.home / "data/store"))
+    orphan = new_id()
+    upload(store, {"x": b"abc"}, orphan)
+    assert "may still be in the making" in launcher("checkpoint", "gc")
+    found = launcher.json("checkpoint", "gc", "--older", "0s", "--dry-run")
+    assert found["bytes"] == 3 and [each["what"] for each in found["removed"]] == [orphan]
+    assert "Cleared 1 leftover(s), 3 B" in launcher("checkpoint", "gc", "--older", "0s")
+    assert "Nothing is left over" in launcher("checkpoint", "gc", "--older", "0s")
+    assert "1 checkpoint(s), 1 file(s): sound" in launcher("checkpoint", "check", "--read-data")
+    (stored,) = (launcher.home / "data/store/checkpoints").glob("*/data.bin")
+    stored.chmod(0o644)
+    stored.write_bytes(b"0123456780")
+    assert "sound" in launcher("checkpoint", "check"), "sizes are right"
+    output = launcher("checkpoint", "check", "--read-data", code=65)
+    assert f"{stored.relative_to(launcher.home / 'data/store')}: its bytes are others" in output
+    assert "no whole number" in launcher("checkpoint", "prune", "--job", "j", "--keep", "last=x", code=64)
+    assert "no duration" in launcher("checkpoint", "gc", "--older", "soon", code=64)
