@@ -96,7 +96,7 @@ class Ended(Exception):
 
 
 class Uploader:
-    """The launcher's end. Started by the first `store`, and again by the next one after it had ended."""
+    """The launcher's end. Started by `start` or the first `store`, and again by the next `store` after it had ended."""
 
     def __init__(self, task: Task, *, log: Path, keep: tuple[int, ...] = ()) -> None:
         """`log` takes what its libraries print. `keep`: descriptors that live as long as it does (the job's lock: nobody
@@ -110,6 +110,11 @@ class Uploader:
     def pid(self) -> int | None:
         """Its process id while it lives."""
         return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Has it ready for the first capture."""
+        with contextlib.suppress(OSError):
+            self._process = self._process or self._start()
 
     def store(self, capture: Capture) -> Answer:
         """Stores one capture and waits for the answer. Raises Ended."""
