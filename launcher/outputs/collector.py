@@ -21,6 +21,8 @@ from launcher.text import duration, size
 
 _STARTS = 3
 """How often the uploader is started for one capture before that one is put aside."""
+_READY = 3.0
+"""Seconds after which the uploader is started though nothing is captured yet: a job that is over sooner need not have one."""
 _PATIENCE = 30.0
 """Seconds until a store that did not answer is asked again; a new capture asks at once."""
 
@@ -103,6 +105,10 @@ class Collector:
         return sum(capture.size for capture in known)
 
     def _run(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing, _READY)
+            if not self._closing:
+                self._uploader.start()
         while capture := self._next():
             answer = self._ask(capture)
             if answer:

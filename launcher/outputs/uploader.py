@@ -3,7 +3,8 @@
 A process, because hashing and sending must take neither the processors nor the disk from the training, nor the
 interpreter's lock from the watcher, which has milliseconds. Both ends of it are in this file: `Uploader` is the launcher's,
 `main` is the program. Over the pipes go one JSON object a line: first what the uploader needs to know, then captures one way
-and answers the other way. It ends when its input ends, so it never outlives a launcher that was killed. Secrets reach it by
+and answers the other way; an empty line is the end. Where its input ends without one, the launcher was killed: the uploader then
+ends what is left of the job, and itself. Secrets reach it by
 the environment and the pipe, never by its command line.
 """
 
@@ -30,6 +31,7 @@ from launcher.checkpoint.safety import Policy
 from launcher.errors import LauncherError, UnsafePickle
 from launcher.ids import new_id
 from launcher.outputs.capture import Capture
+from launcher.runners.process import LEFTOVER_GRACE, end_job
 from launcher.settings import Settings
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, Earlier, upload_files
@@ -104,7 +106,7 @@ class Ended(Exception):
 
 
 class Uploader:
-    """The launcher's end. Started by the first `store`, and again by the next one after it had ended."""
+    """The launcher's end. Started by `start` or the first `store`, and again by the next `store` after it had ended."""
 
     def __init__(self, task: Task, *, log: Path, keep: tuple[int, ...] = ()) -> None:
         """`log` takes what its libraries print. `keep`: descriptors that live as long as it does (the job's lock: nobody
@@ -118,6 +120,11 @@ class Uploader:
     def pid(self) -> int | None:
         """Its process id while it lives."""
         return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Has it ready for the first capture."""
+        with contextlib.suppress(OSError):
+            self._process = self._process or self._start()
 
     def store(self, capture: Capture) -> Answer:
         """Stores one capture and waits for the answer. Raises Ended."""
@@ -173,6 +180,7 @@ class Uploader:
             return ""
         assert process.stdin and process.stdout
         with contextlib.suppress(OSError):
+            process.stdin.write(b"\n")
             process.stdin.close()
         try:
             code = process.wait(_END)
@@ -246,7 +254,7 @@ def main() -> None:
     if task.yields:
         yield_to_the_job()
     captures: queue.SimpleQueue[Capture] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sys.stdin.buffer, captures), daemon=True).start()
+    threading.Thread(target=_read, args=(sys.stdin.buffer, captures, task.job), daemon=True).start()
     store = Store.open(task.settings, configuration.process_environment())
     throttle, earlier = Throttle(task.bandwidth), Earlier()
     while True:
@@ -254,10 +262,13 @@ def main() -> None:
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture]) -> None:
+def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], job: str) -> None:
     for line in lines:
+        if line == b"\n":
+            os._exit(0)  # An upload that nobody waits for any more ends here.
         captures.put(msgspec.json.decode(line, type=Capture))
-    os._exit(0)  # The launcher needs no more answers, or is gone: an upload that it waits for no longer ends here.
+    end_job(job, LEFTOVER_GRACE)
+    os._exit(1)
 
 
 def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earlier: Earlier) -> Answer:

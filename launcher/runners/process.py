@@ -17,7 +17,7 @@ from launcher.inputs import guard
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
-_LEFTOVER_GRACE = 5.0
+LEFTOVER_GRACE = 5.0
 """Seconds that processes get which outlive the job's main process, between SIGTERM and SIGKILL."""
 
 
@@ -112,7 +112,7 @@ class Process:
 
     def close(self) -> list[str]:
         left = [f"{name(pid)} ({pid})" for pid in descendants(self._spared())]
-        end_tree(_LEFTOVER_GRACE, self._spared)
+        end_tree(LEFTOVER_GRACE, self._spared)
         if self._fds:
             for pump in self._pumps:
                 pump.join(2.0)
@@ -144,11 +144,37 @@ def reap(*keep: int | None) -> None:
 
 
 def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> None:
-    """Ends every process below this one but the spared: SIGTERM, and SIGKILL after `grace` seconds. Returns when none is
-    left, or 2 s after the SIGKILL (a process in an uninterruptible wait cannot be waited for)."""
+    """Ends every process below this one but the spared (see `_end`)."""
+    _end(lambda: descendants(spared()), grace)
+
+
+def end_job(job: str, grace: float) -> list[str]:
+    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited.
+
+    Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
+    """
+    mark = f"LAUNCHER_JOB_ID={job}".encode()
+
+    def living() -> list[int]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != os.getpid():
+                with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        found.append(int(entry))
+        return found
+
+    words = [f"{name(pid)} ({pid})" for pid in living()]
+    _end(living, grace)
+    return words
+
+
+def _end(living: Callable[[], list[int]], grace: float) -> None:
+    """SIGTERM to each of them, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s after the SIGKILL (a
+    process in an uninterruptible wait cannot be waited for)."""
     deadline = time.monotonic() + grace
     sent: set[int] = set()
-    while pids := descendants(spared()):
+    while pids := living():
         late = time.monotonic() > deadline
         for pid in pids:
             if pid not in sent or late:

@@ -89,7 +89,7 @@ def uploaders(pid: int) -> list[int]:
     return found
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -163,9 +163,9 @@ class Round:
         _kill([process.pid, *(below if target == "all" else [])])
         process.wait()
         started = time.monotonic()
-        while any(_lives(pid) for pid in below):
+        while any(lives(pid) for pid in below):
             if time.monotonic() - started > 60:
-                self._violation(f"processes live 60 s after their launcher: {[pid for pid in below if _lives(pid)]}")
+                self._violation(f"processes live 60 s after their launcher: {[pid for pid in below if lives(pid)]}")
                 _kill(below)
                 break
             time.sleep(0.01)

@@ -68,7 +68,8 @@ def names(launcher: Launcher, name: str) -> list[str]:
     return [each["metadata"]["name"] for each in launcher.json("training", "checkpoints", name)]
 
 
-def test_the_uploader_yields_to_the_job_and_never_outlives_its_launcher(launcher: Launcher, tmp_path: Path) -> None:
+def test_the_uploader_yields_to_the_job_and_never_outlives_its_launcher(any_store: Launcher, tmp_path: Path) -> None:
+    launcher = any_store
     process = launcher.start(*words("low", f"save('a', model=b'x' * 100000)\nwait_for({str(tmp_path / 'go')!r})"))
     try:
         (pid,) = eventually(lambda: kills.uploaders(process.pid))
@@ -80,11 +81,11 @@ def test_the_uploader_yields_to_the_job_and_never_outlives_its_launcher(launcher
         print(f"uploader: nice {nice}, disk {disk}; launcher and uploader together {memory:.0f} MB")
         assert nice == {19} and disk == "idle"
         assert memory <= 80
-        assert b"store" not in (folder / "cmdline").read_bytes()
+        assert b"AWS_" not in (folder / "cmdline").read_bytes() and b"s3://" not in (folder / "cmdline").read_bytes()
     finally:
         process.kill()
         process.communicate()
-    eventually(lambda: not kills._lives(pid))
+    eventually(lambda: not kills.lives(pid))
 
 
 def _proportional(pid: int) -> float:
@@ -242,6 +243,34 @@ def test_the_next_start_finishes_what_a_killed_launcher_left_and_can_begin_with_
     print(f"{len(found)} of 3 checkpoints of the killed launcher stored by the next start")
     assert found == ["again/c0", "again/c1", "again/c2"]
     assert "cut off" not in launcher(*words("again", "pass"))
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_what_a_job_started_does_not_go_on_without_the_launcher(launcher: Launcher, captured: bool) -> None:
+    """The kernel ends the job's own process, here a shell, with its launcher; what that started is ended by the uploader,
+    or, where there was nothing to upload yet, by whoever recovers the job."""
+    script = ("save('a', model=b'x' * 1000)" if captured else "print('saved a')") + "\ntime.sleep(600)"
+    process = launcher.start(
+        "training", "run", "orphan", "--settle", "0.1s", "--launch", "exec", "--",
+        "sh", "-c", 'python -uc "$0"; true', JOB + script,
+    )  # fmt: skip
+    assert process.stdout
+    for line in process.stdout:
+        if line.strip() == "saved a":
+            break
+    if captured:
+        eventually(lambda: names(launcher, "orphan"))
+    below = [pid for pid in kills.tree(process.pid) if pid not in kills.uploaders(process.pid)]
+    process.kill()
+    process.wait()
+    if captured:
+        eventually(lambda: not any(kills.lives(pid) for pid in below))
+        assert "ended" not in launcher("recover", "orphan")
+    else:
+        eventually(lambda: sum(kills.lives(pid) for pid in below) == 1)
+        assert "went on without its launcher: ended python" in launcher("recover", "orphan")
+        eventually(lambda: not any(kills.lives(pid) for pid in below))
+    process.communicate()
 
 
 def test_what_the_terminal_sends_does_not_reach_the_uploader(launcher: Launcher) -> None:
