@@ -8,6 +8,7 @@ passes for a whole one without optimizer).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -29,9 +30,11 @@ from launcher.outputs.roots import Root, Sign
 from launcher.text import printable
 
 _TICK = 0.2
+"""Seconds between looks at the clock while something is not settled, at most; a quarter of the settle time where less."""
 _SOON = 0.001
 """Seconds until a file that is still open is looked at again at first; each time twice as long, up to the settle time."""
 _LONG = 60.0
+_NICE = -10
 
 
 class Watcher:
@@ -58,6 +61,7 @@ class Watcher:
         checkpoints are named after the folder too. `rungs`: the ways to capture that are tried."""
         self._spool = spool
         self._settle = settle
+        self._tick = min(_TICK, max(settle / 4, 0.01))
         self._emit = emit
         self._rungs = rungs
         self._roots = [Root(root, "", subject.job, emit, self._report)]
@@ -121,7 +125,7 @@ class Watcher:
                 continue
             for sign in root.read():
                 self._follow(root, sign)
-            root.scan(_TICK)
+            root.scan(self._tick)
             root.close()
         self._judge.context = Context(world_size=self._judge.context.world_size, final=True)
         self._judge.ended_well = unknown_counts
@@ -147,13 +151,17 @@ class Watcher:
         place = self._places[root.path] = probe(root.path, self._spool, self._rungs)
         text = f"Checkpoints in {printable(root.path)} are captured by {place.rung}"
         self._emit(event("capture-ready", text, "debug", how=place.rung))
-        root.scan(_TICK)
+        root.scan(self._tick)
         for candidate in () if new else root.candidates.values():
             candidate.captured = candidates.files(candidate)
             candidate.flats, candidate.dirty = dict(candidate.captured), False
         return True
 
     def _run(self) -> None:
+        # A whole checkpoint may live for 20 ms on a machine whose processors are all taken, and this needs less than one of
+        # them. A thread has a nice value of its own on Linux; without the privilege it keeps the process's.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._stopping:
             poll = select.poll()
             poll.register(self._wake, select.POLLIN)
@@ -176,7 +184,7 @@ class Watcher:
         missing = any(root.path not in self._places for root in self._roots)
         dirty = any(candidate.dirty for root in self._roots for candidate in list(root.candidates.values()))
         if missing or dirty:
-            return _TICK
+            return self._tick
         return min(_LONG, *(max(root.wait(now), 0.01) for root in self._roots))
 
     def _attend(self, root: Root) -> None:
@@ -187,7 +195,7 @@ class Watcher:
             self._follow(root, sign)
         now = time.monotonic()
         if root.due(now):
-            root.scan(_TICK)
+            root.scan(self._tick)
         for candidate in list(root.candidates.values()):
             quiet = self._judge.patience if candidate.patient else self._settle / 2
             if candidate.dirty and now - candidate.changed >= quiet:
