@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -161,6 +162,10 @@ class SlowUploads:
         assert not self._thread.is_alive()
 
     def _run(self) -> None:
+        # The launcher's uploader is a process of its own. This is a thread, which must not be taken off the processor by
+        # others while it holds the interpreter's lock that the watcher needs.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
         while capture := self._queue.get():
             content = read(capture, pace=self._pace)
             assert self.watching
