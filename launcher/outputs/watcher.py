@@ -22,7 +22,7 @@ from launcher.events import Emit, event
 from launcher.outputs import candidates
 from launcher.outputs.candidates import Candidate
 from launcher.outputs.capture import Capture
-from launcher.outputs.filesystem import RUNGS, SPOOL, Place, Rung, probe
+from launcher.outputs.filesystem import RUNGS, Place, Rung, probe
 from launcher.outputs.holding import Vanished
 from launcher.outputs.judging import Busy, Judge, Subject, age
 from launcher.outputs.keeper import Keeper
@@ -273,4 +273,4 @@ class Watcher:
         self._emit(event("checkpoint-skipped", text, "warning", path=path, reason=reason))
 
 
-__all__ = ["SPOOL", "Subject", "Watcher"]
+__all__ = ["Subject", "Watcher"]
