@@ -42,21 +42,23 @@ def mistakes(tree: Tree) -> list[str]:
     models = sorted(path for path in tree.files if _MODEL.fullmatch(path))
     if not models:
         return ["no *model_states.pt is there"]
-    value = torch_save.read_object(tree, models[0])
+    found = torch_save.read_pickle(tree, models[0])
+    if found is not None and found.limit:
+        return []
+    value = found.value if found else None
     data, model = torch_save.number(value, "dp_world_size"), torch_save.number(value, "mp_world_size")
     if not isinstance(data, int) or not isinstance(model, int) or not 0 < data * model <= 1 << 20:
         return [f"{models[0]} does not say of how many ranks it is"]
     reasons = _absent("mp_rank_{1:02d}_model_states.pt", [path for path in models if path.startswith("mp_")], 1, model)
+    shards = [match for match in map(_SHARD.fullmatch, tree.files) if match]
     for kind in ("optim", "model"):
-        found = {
-            (int(match[1]), int(match[2])) for match in map(_SHARD.fullmatch, tree.files) if match and match[3] == kind
-        }
+        ranks = {(int(match[1]), int(match[2])) for match in shards if match[3] == kind}
         wanted = {(rank, part) for rank in range(data) for part in range(model)}
-        needed = found if kind == "model" else found or _sharded(value)
-        missing = sorted(wanted - found) if needed else []
+        needed = ranks if kind == "model" else ranks or _sharded(value)
+        missing = sorted(wanted - ranks) if needed else []
         if missing:
             name = f"zero_pp_rank_{missing[0][0]}_mp_rank_{missing[0][1]:02d}_{kind}_states.pt"
-            reasons.append(f"{name} is not there ({len(found)} of {len(wanted)} ranks)")
+            reasons.append(f"{name} is not there ({len(ranks)} of {len(wanted)} ranks)")
     return reasons
 
 
