@@ -6,17 +6,17 @@ from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 OUT = tiny.output()
-COMMON = dict(
-    max_steps=2,
-    save_steps=2,
-    logging_steps=1,
-    per_device_train_batch_size=2,
-    report_to="none",
-    disable_tqdm=True,
-    dataloader_pin_memory=False,
-    use_cpu=True,
-    bf16=False,
-)
+COMMON = {
+    "max_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 2,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "use_cpu": True,
+    "bf16": False,
+}
 
 sft = SFTTrainer(
     model=tiny.causal_model(),
