@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint: save, async_save, all ranks into one file, and a module sharded by fully_shard."""
+"""torch.distributed.checkpoint: save, async_save, a file for each tensor, and a module sharded by fully_shard."""
 
 import tiny
 import torch
@@ -13,7 +13,7 @@ if tiny.processes() > 1:
 
 
 def state(seed):
-    """A model and its optimizer after one step, each rank with tensors of its own beside."""
+    """A model and its optimizer after one step."""
     model = tiny.network(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     tiny.step(model, optimizer)
@@ -29,9 +29,8 @@ dcp.async_save(content, checkpoint_id=OUT / "async").result()
 tiny.remember("async", content=content)
 
 content = state(3)
-writer = dcp.FileSystemWriter(OUT / "one-file", single_file_per_rank=False)
-dcp.save(content, storage_writer=writer)
-tiny.remember("one-file", content=content)
+dcp.save(content, storage_writer=dcp.FileSystemWriter(OUT / "file-per-tensor", single_file_per_rank=False))
+tiny.remember("file-per-tensor", content=content)
 
 if tiny.processes() > 1:
     model = tiny.network(4)

@@ -42,7 +42,7 @@ for kind in ("SHARDED_STATE_DICT", "FULL_STATE_DICT"):
         dataloader_pin_memory=False,
         use_cpu=True,
     )
-    arguments.device  # It sets up accelerate's state, which is replaced then.
+
     on_cpu(kind)
     trainer = Trainer(
         model=tiny.causal_model(),

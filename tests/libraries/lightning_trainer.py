@@ -5,8 +5,6 @@ import tiny
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-OUT = tiny.output()
-
 
 class Module(lightning.LightningModule):
     """The plain network, trained on ones."""
@@ -33,15 +31,20 @@ class Remember(ModelCheckpoint):
         tiny.remember(filepath.rpartition("/")[2], model=trainer.lightning_module.state_dict())
 
 
-trainer = lightning.Trainer(
-    accelerator="cpu",
-    devices=tiny.processes(),
-    strategy="ddp" if tiny.processes() > 1 else "auto",
-    max_steps=6,
-    logger=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-    callbacks=[Remember(dirpath=OUT, every_n_train_steps=2, save_top_k=2, monitor="step", mode="max", save_last=True)],
-)
-trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(24, 16), batch_size=2))
-tiny.leave()
+if __name__ == "__main__":
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=tiny.processes(),
+        strategy="ddp" if tiny.processes() > 1 else "auto",
+        max_steps=6,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            Remember(
+                dirpath=tiny.output(), every_n_train_steps=2, save_top_k=2, monitor="step", mode="max", save_last=True
+            )
+        ],
+    )
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(24, 16), batch_size=2))
+    tiny.leave()

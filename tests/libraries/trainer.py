@@ -1,7 +1,8 @@
-"""transformers' Trainer: checkpoint-N and save_model in the root, save_only_model with rotation, and a checkpoint just in time."""
+"""transformers' Trainer: checkpoint-N and save_model in the root, save_only_model with rotation, a checkpoint just in time."""
 
 import signal
 import time
+from pathlib import Path
 
 import tiny
 import torch
@@ -10,18 +11,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 OUT = tiny.output()
 
 
-class Remember(TrainerCallback):
-    """Writes down what each checkpoint holds."""
+class Remembering(Trainer):
+    """A Trainer that writes down what each checkpoint holds."""
 
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_save(self, args, state, control, model=None, optimizer=None, **kwargs):
-        name = f"{self.folder}checkpoint-{state.global_step}"
-        if args.save_only_model:
-            tiny.remember(name, model=model.state_dict())
-        else:
-            tiny.remember(name, model=model.state_dict(), optimizer=optimizer.state_dict())
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        state = {} if self.args.save_only_model else {"optimizer": self.optimizer.state_dict()}
+        folder = Path(self.args.output_dir).relative_to(OUT)
+        tiny.remember(folder / f"checkpoint-{self.state.global_step}", model=self.model.state_dict(), **state)
 
 
 class Terminate(TrainerCallback):
@@ -37,7 +34,7 @@ def trainer(folder, *callbacks, **arguments):
     """A Trainer on a few texts that writes to a folder below the output."""
     tokens = tiny.tokenizer()
     ids = tokens(tiny.TEXTS, padding="max_length", max_length=32, truncation=True)["input_ids"]
-    return Trainer(
+    return Remembering(
         model=tiny.causal_model(),
         args=TrainingArguments(
             output_dir=OUT / folder,
@@ -52,7 +49,7 @@ def trainer(folder, *callbacks, **arguments):
         ),
         train_dataset=[{"input_ids": torch.tensor(each), "labels": torch.tensor(each)} for each in ids],
         processing_class=tokens,
-        callbacks=[Remember(f"{folder}/" if folder else ""), *callbacks],
+        callbacks=callbacks,
     )
 
 
@@ -66,5 +63,4 @@ if tiny.processes() == 1:  # On two processes the sentinel says nothing: rank 1 
     callback = next(each for each in preempted.callback_handler.callbacks if hasattr(each, "jit_manager"))
     callback.jit_manager.kill_wait = 0.2  # Instead of three seconds.
     preempted.train()
-    tiny.remember("just-in-time", model=preempted.model.state_dict())
 tiny.leave()
