@@ -1,4 +1,6 @@
-"""Lightning: ModelCheckpoint with the newest two and last.ckpt, as flat files in a folder of its own."""
+"""Lightning: ModelCheckpoint with the newest two and last.ckpt, moved within a file system and from another one."""
+
+import tempfile
 
 import lightning
 import tiny
@@ -31,7 +33,17 @@ class Remember(ModelCheckpoint):
         tiny.remember(filepath.rpartition("/")[2], model=trainer.lightning_module.state_dict())
 
 
-if __name__ == "__main__":
+def fit(name):
+    """Trains, and keeps the newest two checkpoints and the last one."""
+    keep = Remember(
+        dirpath=tiny.output(),
+        filename=name + "-{step}",
+        every_n_train_steps=2,
+        save_top_k=2,
+        monitor="step",
+        mode="max",
+        save_last=True,
+    )
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=tiny.processes(),
@@ -40,11 +52,13 @@ if __name__ == "__main__":
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[
-            Remember(
-                dirpath=tiny.output(), every_n_train_steps=2, save_top_k=2, monitor="step", mode="max", save_last=True
-            )
-        ],
+        callbacks=[keep],
     )
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(24, 16), batch_size=2))
+
+
+if __name__ == "__main__":
+    fit("renamed")  # Lightning writes in the folder for temporary files, and moves: by a rename where it can,
+    tempfile.tempdir = "/dev/shm"
+    fit("copied")  # else by a copy, in place.
     tiny.leave()

@@ -1,8 +1,7 @@
-"""Loads checkpoints again, each with the loader of the library that wrote it: `python load.py SCRIPT`.
+"""Loads checkpoints again, each with the loader of the library that wrote it: `python load.py RUN=SCRIPT…`.
 
 SCRIPT (trainer, peft_adapters, …) is the script beside this file that wrote them. They lie below
-$FLEXAI_INPUT_CHECKPOINT_DIR, under the names of the references in $REFERENCE. Prints one line for each, and ends with 1 where
-a tensor is another one than was written.
+$FLEXAI_INPUT_CHECKPOINT_DIR/RUN, under the names of the references in $REFERENCE/RUN. Prints one line for each.
 """
 
 import fnmatch
@@ -175,24 +174,22 @@ LOADERS = {
 """The loader of each checkpoint by a pattern of its name, for each script."""
 
 
-def main() -> int:
-    loaders = LOADERS[sys.argv[1]]
-    different = 0
-    for reference in sorted(Path(os.environ["REFERENCE"]).glob("*.json")):
-        name = reference.stem.replace("__", "/")
-        loader = next(each for pattern, each in loaders.items() if fnmatch.fnmatchcase(name, pattern))
-        written = json.loads(reference.read_text())
-        try:
-            found = tiny.digests(loader(INPUT / name))
-        except Exception as error:  # Whatever a library raises: this checkpoint does not load, the others still may.
-            print(f"not loaded {name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
-            different += 1
-            continue
-        equal = sum(found.get(key) == digest for key, digest in written.items())
-        print(f"loaded {name}: {equal} of {len(written)} tensors equal", flush=True)
-        different += equal != len(written)
-    return 1 if different else 0
+def main() -> None:
+    for run, script in (word.split("=") for word in sys.argv[1:]):
+        for reference in sorted(Path(os.environ["REFERENCE"], run).glob("*.json")):
+            name = reference.stem.replace("__", "/")
+            loader = next(each for pattern, each in LOADERS[script].items() if fnmatch.fnmatchcase(name, pattern))
+            written = json.loads(reference.read_text())
+            try:
+                found = tiny.digests(loader(INPUT / run / name))
+            except (
+                Exception
+            ) as error:  # Whatever a library raises: this checkpoint does not load, the others still may.
+                print(f"not loaded {run}/{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
+                continue
+            equal = sum(found.get(key) == digest for key, digest in written.items())
+            print(f"loaded {run}/{name}: {equal} of {len(written)} tensors equal", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

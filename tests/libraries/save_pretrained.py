@@ -16,6 +16,7 @@ if tiny.rank() == 0:
     tiny.remember("sharded", model=model.state_dict())
 
     model = tiny.causal_model(seed=9).to(torch.bfloat16)
+    model.config.architectures = ["LlamaForCausalLM"]
     model.config.save_pretrained(OUT / "bin")
     torch.save(model.state_dict(), OUT / "bin" / "pytorch_model.bin")
     tiny.remember("bin", model=model.state_dict())

@@ -49,7 +49,7 @@ def trainer(folder, *callbacks, **arguments):
         ),
         train_dataset=[{"input_ids": torch.tensor(each), "labels": torch.tensor(each)} for each in ids],
         processing_class=tokens,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
     )
 
 
