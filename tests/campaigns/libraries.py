@@ -135,9 +135,9 @@ class Row:
     identifier: str = ""
 
     @property
-    def label(self) -> str:
-        """Its name below the loading job's input directory, and that of its reference."""
-        return f"{self.run}/{'root' if self.path == '.' else self.path}"
+    def folder(self) -> str:
+        """Where the loading job finds it below its input directory; `-C REF=FOLDER` takes no `=` in FOLDER."""
+        return f"{self.run}/{'root' if self.path == '.' else self.path}".replace("=", "-")
 
 
 def write(launcher: Launcher, script: str, processes: int) -> list[Row]:
@@ -207,7 +207,7 @@ def _compare(row: Row, layout: Layout, launcher: Launcher, versions: list[Any], 
 
 def load(launcher: Launcher, rows: list[Row]) -> str:
     """One job that has every collected checkpoint as its input and loads it; returns the job's output."""
-    inputs = [word for row in rows if row.identifier for word in ("-C", f"{row.identifier}={row.label}")]
+    inputs = [word for row in rows if row.identifier for word in ("-C", f"{row.identifier}={row.folder}")]
     runs = [f"{run}={run.rpartition('-')[0]}" for run in dict.fromkeys(row.run for row in rows)]
     output = launcher(
         "training", "run", "load", *inputs, "--launch", "exec", "-E", f"REFERENCE={launcher.home / 'references'}",
@@ -216,10 +216,10 @@ def load(launcher: Launcher, rows: list[Row]) -> str:
     found = {name: (int(equal), int(all)) for name, equal, all in re.findall(_LOADED, output)}
     failed = dict(re.findall(r"not loaded (\S+): (.*)", output))
     for row in rows:
-        equal, every = found.get(row.label, (0, 0))
+        equal, every = found.get(row.folder, (0, 0))
         row.proven["loaded equal"] = 0 < equal == every
         if not row.proven["loaded equal"] and row.identifier:
-            row.wrong.append(failed.get(row.label, f"{equal} of {every} tensors are equal"))
+            row.wrong.append(failed.get(row.folder, f"{equal} of {every} tensors are equal"))
     return output
 
 

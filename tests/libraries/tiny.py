@@ -36,7 +36,7 @@ def remember(checkpoint, **parts) -> None:
     """Writes the digests of a checkpoint's tensors to $REFERENCE, on rank 0. `parts` are trees of tensors and arrays."""
     folder = os.environ.get("REFERENCE")
     if folder and rank() == 0:
-        name = str(checkpoint).replace("/", "__")
+        name = str(checkpoint).replace("/", "__").replace("=", "-")
         Path(folder, f"{name}.json").write_text(json.dumps(digests(parts)))
 
 
