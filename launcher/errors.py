@@ -12,6 +12,7 @@
     │   ├── DigestMismatch
     │   ├── UnsafePath
     │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
     ├── StoreError                   69
     │   ├── StoreUnavailable              retryable
@@ -136,6 +137,16 @@ class FormatBroken(InvalidDataError):
 
     kind = "format-broken"
     message = "{source} is not a whole checkpoint: {cause}."
+
+
+class UnsafePickle(InvalidDataError):
+    """The pickles of a checkpoint hold what is not known to be harmless, and --pickles deny refuses that."""
+
+    kind = "unsafe-pickle"
+    message = "{name} is refused by --pickles deny: {cause}."
+    default_hint = (
+        "`launcher checkpoint verify` lists what it would import. Where you trust its writer: --pickles warn, or allow."
+    )
 
 
 class InputChanged(InvalidDataError):

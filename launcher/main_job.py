@@ -78,6 +78,7 @@ def _run(
         prepared.spool,
         folder.id,
         threads=settings.transfer_threads,
+        pickles=spec.pickles,
         emit=emit,
         on_changed=lambda path: watcher.again(path),
         on_committed=committed,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.checkpoint import safety
 from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
@@ -78,6 +79,8 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
     chosen = choose.choose(spec.checkpoint, store, settings, environ)
+    for each in chosen:
+        safety.enforce(choose.findings(each, store, settings), spec.pickles, each.text, emit)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
 
 

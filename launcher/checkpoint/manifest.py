@@ -48,6 +48,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: int | None = None
     base_model: str | None = None
     library: str | None = None
+    trainer: str | None = None
+    """Which of trl's trainers: SFT, DPO, GRPO …"""
     library_version: str | None = None
 
 
@@ -58,6 +60,8 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
     resume_reason: str = ""
     inference: bool = False
     inference_reason: str = ""
+    base: str = ""
+    """The base model that inference needs beside it: an adapter's."""
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -98,6 +102,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ready: Ready = Ready()
     origin: Origin | None = None
     lineage: Lineage = Lineage()
+    safety: tuple[str, ...] | None = None
+    """What its pickles hold that is not known to be harmless, in words (see `launcher.checkpoint.safety`). Empty: nothing was
+    found, which is not "safe". None: an older release wrote it, and nobody has looked."""
+    imports: tuple[str, ...] = ()
+    """Every name that loading its pickles would import."""
     labels: dict[str, str] = {}
 
 

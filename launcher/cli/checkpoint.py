@@ -9,7 +9,10 @@ import click
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
+    from launcher.checkpoint.safety import Policy
     from launcher.store.store import Checkpoint
+
+_PICKLES = "What to do where loading its pickles may run code that no known library writes."
 
 
 @click.group("checkpoint")
@@ -23,9 +26,12 @@ def group() -> None:
     "--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file."
 )
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
+@click.option(
+    "--pickles", type=click.Choice(["allow", "warn", "deny"]), default="warn", show_default=True, help=_PICKLES
+)
 @json_option
 @click.pass_context
-def push(ctx: click.Context, name: str, path: str, force: bool, as_json: bool) -> None:
+def push(ctx: click.Context, name: str, path: str, force: bool, pickles: Policy, as_json: bool) -> None:
     """Stores a folder or file as a checkpoint. The same name again makes its next version.
 
     \b
@@ -37,7 +43,9 @@ def push(ctx: click.Context, name: str, path: str, force: bool, as_json: bool) -
     from launcher.events import Console
 
     settings, _ = current(ctx)
-    pushed = pushing.push(open_store(ctx), name, path, threads=settings.transfer_threads, force=force, emit=Console())
+    pushed = pushing.push(
+        open_store(ctx), name, path, threads=settings.transfer_threads, force=force, emit=Console(), pickles=pickles
+    )
     if as_json:
         print_json(as_document(pushed))
     else:
@@ -109,16 +117,41 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> None:
-    """Says whether a folder or a stored checkpoint is whole, and why not: exit code 0 whole, 65 not."""
-    from launcher import push as pushing
+    """Says whether a checkpoint is whole, and why not: exit code 0 whole, 65 not.
 
-    found = pushing.verify(target, lambda: open_store(ctx), read_data=read_data)
+    PATH_OR_REF is a folder, a file, a stored checkpoint (NAME, NAME@vN, UUID, job:JOB) or a URL, of which only headers are
+    read. It also shows what the files say about themselves, and which names loading their pickles would import: a finding is
+    one that no known library writes. No finding does not mean that it is safe.
+
+    \b
+    Examples:
+      launcher checkpoint verify ./output/checkpoint-500
+      launcher checkpoint verify ft_01 --read-data
+      launcher checkpoint verify s3://models/mistral-7b --json
+    """
+    from launcher import verify as verifying
+
+    settings, environ = current(ctx)
+    found = verifying.verify(
+        target,
+        lambda: open_store(ctx),
+        read_data=read_data,
+        timeout=settings.store_timeout,
+        threads=settings.transfer_threads,
+        environ=environ,
+    )
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{target}: {found['verdict']} ({found['format']})")
+        from launcher.text import printable
+
+        click.echo(f"{printable(target)}: {found['verdict']} ({found['format']})")
         for reason in found["reasons"]:
-            click.echo(f"  {reason}")
+            click.echo(f"  {printable(reason)}")
+        for key, value in found["facts"].items():
+            click.echo(f"  {key}: {printable(str(value))}")
+        for finding in found["safety"]["findings"]:
+            click.echo(f"  unsafe to load: {printable(finding)}")
     ctx.exit(0 if found["whole"] else 65)
 
 
@@ -160,6 +193,7 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
             "size": manifest.size,
             "facts": {key: value for key, value in facts.items() if value is not None},
             "ready": msgspec.structs.asdict(manifest.ready),
+            "safety": {"findings": manifest.safety, "imports": manifest.imports},
             "files": plain["files"],
         },
     }

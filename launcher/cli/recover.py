@@ -43,6 +43,7 @@ def recover(ctx: click.Context, name: str) -> None:
             subject,
             committed=set(record.checkpoints),
             threads=settings.transfer_threads,
+            pickles=record.spec.pickles,
             emit=Console(),
         )
         record.checkpoints += [each.manifest.id for each in stored]

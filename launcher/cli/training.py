@@ -26,6 +26,9 @@ _OPTIONS = [
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option(
+        "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
+    ),
+    click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),
 ]

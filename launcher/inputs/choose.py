@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.checkpoint import paths, reference
+from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
+from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
 from launcher.inputs.cache import Lease, NodeCache
+from launcher.inputs.remote import RemoteTree, remote_tree
 from launcher.settings import Settings
+from launcher.store import layout
 from launcher.store.store import Store
 from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Entry, ObjectStore, OnBytes
@@ -107,6 +110,22 @@ def _resolved(
     if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
         own = (ref.value, found.name)
     return Chosen(text, names or own, manifest=found)
+
+
+def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...]:
+    """What the input's pickles hold that is not known to be harmless: by its manifest, else by a look at their headers."""
+    tree: Tree
+    if chosen.manifest:
+        if chosen.manifest.safety is not None:
+            return chosen.manifest.safety
+        sizes = {file.path: file.size for file in chosen.manifest.files}
+        tree = RemoteTree(store.place, layout.files(chosen.manifest.id), sizes, settings.store_timeout)
+    elif chosen.remote:
+        tree = remote_tree(*chosen.remote, settings.store_timeout, settings.transfer_threads, chosen.text)
+    else:
+        assert chosen.folder
+        tree = Folder.scan(chosen.folder)
+    return safety.look(tree).findings
 
 
 def provide(chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes) -> Provided:

@@ -59,6 +59,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """From a stop request to the kill."""
     settle: Seconds = 2.0
     """How long files must be quiet before a checkpoint that nothing proves whole counts as written."""
+    pickles: Literal["allow", "warn", "deny"] = "warn"
+    """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
 
 
 LISTS = frozenset({"checkpoint", "command"})

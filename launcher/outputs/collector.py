@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import __version__
-from launcher.checkpoint import formats
+from launcher.checkpoint import formats, safety
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
-from launcher.errors import LauncherError
+from launcher.checkpoint.safety import Policy
+from launcher.errors import LauncherError, UnsafePickle
 from launcher.events import Emit, event
 from launcher.ids import new_id
 from launcher.outputs import capture as captures
@@ -28,12 +29,16 @@ from launcher.text import duration
 from launcher.text import size as as_size
 
 
-def store_capture(store: Store, capture: Capture, job: str, *, threads: int) -> Checkpoint:
+def store_capture(
+    store: Store, capture: Capture, job: str, *, threads: int, pickles: Policy = "warn", emit: Emit
+) -> Checkpoint:
     """Uploads and commits one capture. Idempotent: its id is the checkpoint's, so a second time only finishes the first.
 
-    Raises Changed (the files are others now), FileNotFoundError (they are gone), LauncherError.
+    Raises Changed (the files are others now), FileNotFoundError (they are gone), UnsafePickle, LauncherError.
     """
     tree = capture.tree()
+    found = safety.look(tree)
+    safety.enforce(found.findings, pickles, capture.name, emit)
     format = formats.by_name(capture.format)
     identifier = capture.id
     while True:
@@ -59,6 +64,8 @@ def store_capture(store: Store, capture: Capture, job: str, *, threads: int) -> 
             ready=format.ready(tree) if format else Ready(),
             origin=Origin(job, capture.job, capture.path, capture.node, capture.attempt),
             lineage=Lineage(capture.parents, capture.sources, capture.repository, capture.commit, capture.command),
+            safety=found.findings,
+            imports=found.imports,
         )
         try:
             return store.commit(manifest)
@@ -76,6 +83,7 @@ class Collector:
         job: str,
         *,
         threads: int,
+        pickles: Policy = "warn",
         emit: Emit,
         on_changed: Callable[[str], None],
         on_committed: Callable[[Checkpoint], None],
@@ -84,6 +92,7 @@ class Collector:
         self._spool = spool
         self._job = job
         self._threads = threads
+        self._pickles = pickles
         self._emit = emit
         self._on_changed = on_changed
         self._on_committed = on_committed
@@ -125,13 +134,19 @@ class Collector:
     def _store_one(self, capture: Capture) -> None:
         started = time.monotonic()
         try:
-            checkpoint = store_capture(self._store, capture, self._job, threads=self._threads)
+            checkpoint = store_capture(
+                self._store, capture, self._job, threads=self._threads, pickles=self._pickles, emit=self._emit
+            )
         except (Changed, FileNotFoundError) as error:
             captures.discard(capture.id, self._spool)
             reason = f"{os.path.basename(str(error.args[-1])) or 'a file'} was written again before it was stored"
             self.skipped.append((capture.name, reason))
             self._emit(event("checkpoint-superseded", f"{capture.name}: {reason}; the newer state follows", "debug"))
             self._on_changed(capture.path)
+        except UnsafePickle as error:
+            captures.discard(capture.id, self._spool)
+            self.skipped.append((capture.name, error.text))
+            self._emit(event("checkpoint-skipped", f"Not collected: {error.text}", "warning", error=error.kind))
         except LauncherError as error:
             self.pending.append((capture, error.text))
             self._emit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from launcher.checkpoint.safety import Policy
 from launcher.events import Emit
 from launcher.outputs import capture as captures
 from launcher.outputs.capture import Capture
@@ -22,6 +23,7 @@ def recover(
     *,
     committed: set[str],
     threads: int,
+    pickles: Policy = "warn",
     emit: Emit,
 ) -> tuple[list[Checkpoint], list[tuple[Capture, str]]]:
     """Stores what the spool holds, then what lies whole in the output directory and was never captured.
@@ -41,6 +43,7 @@ def recover(
         spool,
         job_id,
         threads=threads,
+        pickles=pickles,
         emit=emit,
         on_changed=lambda path: None,
         on_committed=lambda checkpoint: None,
