@@ -17,6 +17,7 @@ from launcher.inputs.cache import NodeCache, leases
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.spec import JobSpec
+from launcher.outputs import elsewhere
 from launcher.outputs.collector import Collector
 from launcher.outputs.watcher import Subject, Watcher
 from launcher.prepare import Checked, Prepared, check, prepare
@@ -91,6 +92,8 @@ def _run(
         settle=spec.settle,
         on_capture=collector.put,
         emit=emit,
+        also=prepared.watch,
+        rungs=prepared.capture,
     )
     sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets the collector's thread run for five.
     watcher.start()
@@ -109,6 +112,10 @@ def _run(
     )
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
+    if not collector.committed and not pending and spec.runner != "docker":
+        ours = (settings.data_dir, settings.cache_dir, prepared.output)
+        if hint := elsewhere.look(prepared.work_dir, spec.name, since=started, ignore=ours):
+            emit(hint)
     changed = _verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)
     if not pending:

@@ -16,7 +16,7 @@ def recover(ctx: click.Context, name: str) -> None:
     from launcher.events import Console
     from launcher.job.folder import JobFolder
     from launcher.outputs import recovery
-    from launcher.outputs.watcher import SPOOL, Subject
+    from launcher.outputs.watcher import Subject
     from launcher.text import size
 
     settings, _ = current(ctx)
@@ -26,8 +26,7 @@ def recover(ctx: click.Context, name: str) -> None:
     try:
         record = folder.read()
         output = settings.output_dir or str(folder.path / "output-checkpoint")
-        inside = folder.path / "output-checkpoint" / SPOOL
-        spool = inside if inside.is_dir() else folder.path / "spool"
+        spool = folder.path / "spool"
         attempt = record.attempts[-1]
         subject = Subject(
             job=record.name,

@@ -23,6 +23,9 @@ _OPTIONS = [
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
+    click.option(
+        "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
+    ),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option(

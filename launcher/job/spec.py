@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The code's git repository, cloned into the job folder."""
     repository_revision: str = ""
     """Branch, tag or commit of it."""
+    watch: tuple[str, ...] = ()
+    """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
     settle: Seconds = 2.0
@@ -63,7 +66,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
 
 
-LISTS = frozenset({"checkpoint", "command"})
+LISTS = frozenset({"checkpoint", "command", "watch"})
 
 
 def load(
@@ -83,8 +86,8 @@ def load(
         ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
     ]
     variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
-    if "checkpoint" in variables:
-        variables["checkpoint"] = [part.strip() for part in variables["checkpoint"].split(",") if part.strip()]
+    for key in variables.keys() & (LISTS - {"command"}):
+        variables[key] = [part.strip() for part in variables[key].split(",") if part.strip()]
     layers.append(("LAUNCHER_{KEY}", variables))
     mistakes: list[str] = []
     if file:
@@ -135,6 +138,13 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append("--repository-revision without --repository-url")
     if spec.repository_url and spec.work_dir:
         mistakes.append("--work-dir and --repository-url exclude each other")
+    if spec.watch and spec.runner == "docker":
+        mistakes.append(
+            "--watch is not for --runner docker: only what lies in the output directory leaves the container"
+        )
+    folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
+    for each in sorted({each for each in folders if folders.count(each) > 1}):
+        mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
     for key in spec.env:
         if not key or "=" in key or "\0" in key:
             mistakes.append(f"--env: {key!r} is no name of a variable")
