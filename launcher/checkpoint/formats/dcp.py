@@ -67,12 +67,16 @@ def mistakes(tree: Tree) -> list[str]:
     """Why the folder is not whole."""
     if METADATA not in tree.files:
         return [f"{METADATA}, which is written last, is not there"]
-    ends: dict[str, int] = {}
     try:
-        for _, path, offset, length in items(metadata(tree)):
-            ends[path] = max(ends.get(path, 0), offset + length)
+        return _item_mistakes(tree, items(metadata(tree)))
     except (ValueError, OSError) as error:
         return [str(error)]
+
+
+def _item_mistakes(tree: Tree, stored: list[tuple[object, str, int, int]]) -> list[str]:
+    ends: dict[str, int] = {}
+    for _, path, offset, length in stored:
+        ends[path] = max(ends.get(path, 0), offset + length)
     reasons = []
     for path, end in sorted(ends.items()):
         size = tree.files.get(path)
@@ -80,6 +84,8 @@ def mistakes(tree: Tree) -> list[str]:
             reasons.append(f"{path}, which {METADATA} names, is not there")
         elif size != end:
             reasons.append(f"{path} has {size} bytes, {METADATA} promises {end}")
+        elif size and not any(tree.read(path, 0, 16)):
+            reasons.append(f"{path} begins with zeros instead of an item")
     return reasons
 
 

@@ -16,6 +16,7 @@ seen here: digests see it once a checkpoint is stored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import msgspec
@@ -24,6 +25,7 @@ from launcher.checkpoint.formats import gguf, safetensors, torch_save
 from launcher.checkpoint.tree import JSON_LIMIT, Tree
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}\.(safetensors|bin)", re.DOTALL)
 _TEXT = (".txt", ".md", ".jinja", ".yaml", ".yml", ".py")
 _TEXT_LIMIT = 4 << 20
 
@@ -40,10 +42,17 @@ def mistakes(tree: Tree, paths: Iterable[str] | None = None) -> list[str]:
             reason = f"{path}: {error.strerror or error}"
         if reason:
             reasons.append(reason)
+    reasons += _without_index(tree, chosen)
     for path in chosen:
         if path.endswith(".safetensors.index.json") and not reasons and not replaced(tree, path):
             reasons += uncovered(tree, path, headers)
     return reasons
+
+
+def _without_index(tree: Tree, paths: Iterable[str]) -> list[str]:
+    """The index that shards by their names must have: it is written last."""
+    indexes = {f"{match[1]}.{match[2]}.index.json" for match in map(_SHARD.fullmatch, paths) if match}
+    return [f"{index}, which names the shards, is not there" for index in sorted(indexes - tree.files.keys())]
 
 
 def replaced(tree: Tree, index: str) -> bool:

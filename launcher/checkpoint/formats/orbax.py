@@ -43,6 +43,11 @@ class Orbax:
             handlers = metadata.get("item_handlers")
             items = list(handlers) if isinstance(handlers, dict) else []
             reasons += [f"{item}, which {METADATA} names, is not there" for item in items if not _below(tree, item)]
+            reasons += [
+                f"{item}/{_ITEM} is not there"
+                for item in items
+                if f"{item}/{_MANIFEST}" in tree.files and f"{item}/{_ITEM}" not in tree.files
+            ]
         elif _unnamed(tree):
             reasons.append(f"{METADATA} is not there")
         reasons += _store_mistakes(tree)
@@ -83,6 +88,7 @@ def _below(tree: Tree, item: str) -> bool:
 def _store_mistakes(tree: Tree) -> list[str]:
     reasons = []
     roots = {path.rpartition("/")[0] for path in tree.files if path.rpartition("/")[2] in (_MANIFEST, _ITEM)}
+    roots |= {path.rpartition("/d/")[0] for path in tree.files if _DATA.fullmatch(path) and "/" in path[:-34]}
     for root in sorted(roots):
         prefix = f"{root}/" if root else ""
         if _process(root) or f"{prefix}{_ITEM}" not in tree.files:
@@ -106,8 +112,8 @@ def _process(root: str) -> bool:
 def _node_mistake(tree: Tree, path: str) -> str | None:
     """A manifest is one record; a data file that begins with a node is a chain of them; other data cannot be told."""
     size, position = tree.files[path], 0
-    if size == 0:
-        return f"{path} is empty"
+    if size < 16:
+        return f"{path} has {size} bytes, less than any part of an OCDBT store"
     for _ in range(1000):
         head = tree.read(path, position, 12)
         if _MAGIC.get(head[:4]) is None:

@@ -100,6 +100,8 @@ def _stream_mistake(tree: Tree, path: str) -> str | None:
 
 def read_pickle(tree: Tree, path: str) -> Pickle | None:
     """The pickle that holds a torch.save file's object, tensors left out; None where there is none. Raises nothing."""
+    if path not in tree.files:
+        return None
     try:
         head = tree.read(path, 0, len(LEGACY))
         if head == LEGACY:
