@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from launcher.outputs.keeper import Keeper, Kept
 from launcher.outputs.roots import Root
 from launcher.text import printable
 
+_RANK = re.compile(r"_(\d+)\.\w+$")
 _PATIENCE = 5
 """Settle times of quiet after which a folder counts as written of which only some files were written again: a script that
 saves its tokenizer once and its model often, and not a save between two of its files."""
@@ -198,16 +200,21 @@ class Judge:
         before = {path: each for path, each in (candidate.captured or {}).items() if path in found}
         stale = [path for path, each in before.items() if found[path] == each]
         candidate.rewritten |= len(stale) < len(before)
-        if len(stale) in (0, len(before)) or self.ended_well:
+        if len(stale) in (0, len(before)):
             return None
         format = formats.by_name(judgement.format)
         if judgement.proven and format:
-            stale = [path for path in stale if _ends(path, format.completes)]
-        elif time.monotonic() - candidate.changed >= self.patience:
+            stale = [path for path in stale if _ends(path, format.completes) and not self._beyond(path)]
+        elif self.ended_well or time.monotonic() - candidate.changed >= self.patience:
             stale = []
         elif not self.context.final:
             candidate.patient = candidate.dirty = True
         return f"it was being written again: {stale[0]} is still the earlier save's" if stale else None
+
+    def _beyond(self, path: str) -> bool:
+        """Whether the file is of a rank that this job does not have: an earlier job's, which had more."""
+        world, rank = self.context.world_size, _RANK.search(path)
+        return bool(rank and world and (world == 1 or int(rank[1]) >= world))
 
     def _half_deleted(self, candidate: Candidate) -> Judgement | None:
         if not self.context.final or candidate.captured is not None:
