@@ -98,7 +98,7 @@ class Judge:
             held = Held(root.path, [file])
         except Vanished:
             return
-        alone = not formats.is_temporary(file) and not any(format.claims(held) for format in formats.FORMATS)
+        alone = not formats.is_temporary(file) and not any(format.claims(held) for format in formats.every())
         if alone and formats.holds_tensors(held, file) and candidate.flats.get(file) != held.identities[file]:
             judgement = formats.judge(held, self.context)
             if judgement.whole and not held.open_writer():

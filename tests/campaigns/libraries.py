@@ -36,89 +36,97 @@ class Layout:
 
     path: str
     format: str
+    library: str
+    """The one that the facts name."""
+    version: bool = False
+    """Whether the files tell the library's version."""
     step: int | None = None
     resume: bool = False
     inference: bool = False
-    library: str = ""
-    """The distribution whose version the files tell."""
+    base: str = ""
+    """The base model that inference needs beside it."""
     processes: tuple[int, ...] = (1, 2)
     rewritten: bool = False
     """The script writes it more than once, so that it may have several versions."""
 
 
+def _trainer(path: str, step: int, *, resume: bool = True, processes: tuple[int, ...] = (1, 2)) -> Layout:
+    return Layout(path, "transformers-trainer", "transformers", True, step, resume, True, processes=processes)
+
+
+def _pretrained(path: str) -> Layout:
+    return Layout(path, "transformers-pretrained", "transformers", True, inference=True)
+
+
+def _state(path: str, processes: tuple[int, ...] = (1, 2)) -> Layout:
+    return Layout(path, "accelerate", "accelerate", resume=True, processes=processes)
+
+
+def _lightning(path: str, step: int, *, rewritten: bool = False) -> Layout:
+    return Layout(path, "lightning", "lightning", True, step, True, rewritten=rewritten)
+
+
+BASE = "tiny/base"
 MATRIX: dict[str, tuple[Layout, ...]] = {
     "trainer": (
-        Layout("checkpoint-2", "transformers-trainer", 2, True, True, "transformers"),
-        Layout("checkpoint-4", "transformers-trainer", 4, True, True, "transformers"),
-        Layout(".", "transformers-pretrained", None, False, True, "transformers"),
-        Layout("weights-only/checkpoint-1", "transformers-trainer", 1, False, True, "transformers"),
-        Layout("weights-only/checkpoint-2", "transformers-trainer", 2, False, True, "transformers"),
-        Layout("just-in-time/checkpoint-*", "transformers-trainer", -1, True, True, "transformers", processes=(1,)),
+        _trainer("checkpoint-2", 2),
+        _trainer("checkpoint-4", 4),
+        _pretrained("."),
+        _trainer("weights-only/checkpoint-1", 1, resume=False),
+        _trainer("weights-only/checkpoint-2", 2, resume=False),
+        _trainer("just-in-time/checkpoint-*", -1, processes=(1,)),
     ),
-    "save_pretrained": (
-        Layout("single", "transformers-pretrained", None, False, True, "transformers"),
-        Layout("sharded", "transformers-pretrained", None, False, True, "transformers"),
-        Layout("bin", "transformers-pretrained", None, False, True, "transformers"),
-    ),
+    "save_pretrained": (_pretrained("single"), _pretrained("sharded"), _pretrained("bin")),
     "accelerate_state": (
-        Layout("state", "accelerate-state", None, True),
-        Layout("model", "accelerate-model"),
-        Layout("checkpoints/checkpoint_0", "accelerate-state", None, True),
-        Layout("checkpoints/checkpoint_1", "accelerate-state", None, True),
+        _state("state"),
+        Layout("model", "safetensors", "safetensors"),
+        _state("checkpoints/checkpoint_0"),
+        _state("checkpoints/checkpoint_1"),
     ),
     "peft_adapters": (
-        Layout("adapter", "peft", None, False, False, "peft"),
-        Layout("adapters", "peft", None, False, False, "peft"),
-        Layout("checkpoint-2", "transformers-trainer", 2, True, False),
+        Layout("adapter", "peft", "peft", True, inference=True, base=BASE),
+        Layout("adapters", "peft", "peft", True, inference=True, base=BASE),
+        Layout("checkpoint-2", "transformers-trainer", "peft", True, 2, True, True, BASE),
     ),
     "trl_trainers": (
-        Layout("sft/checkpoint-2", "transformers-trainer", 2, True, True, "transformers"),
-        Layout("dpo/checkpoint-2", "transformers-trainer", 2, True, False),
+        Layout("sft/checkpoint-2", "trl", "trl", False, 2, True, True),
+        Layout("dpo/checkpoint-2", "trl", "trl", False, 2, True, True, BASE),
     ),
     "diffusers_pipeline": (
-        Layout("pipeline", "diffusers-pipeline", None, False, True, "diffusers"),
-        Layout("unet", "diffusers-model", None, False, True, "diffusers"),
-        Layout("unet-sharded", "diffusers-model", None, False, True, "diffusers"),
-        Layout("checkpoint-500", "accelerate-state", 500, True),
+        Layout("pipeline", "diffusers-pipeline", "diffusers", True, inference=True),
+        Layout("unet", "diffusers-model", "diffusers", True),
+        Layout("unet-sharded", "diffusers-model", "diffusers", True),
+        _state("checkpoint-500"),
     ),
     "plain_files": (
-        Layout("torch", "torch-save"),
-        Layout("torch-old", "torch-save"),
-        Layout("step-1000.pt", "torch-save"),
-        Layout("safetensors", "safetensors"),
-        Layout("numpy", "numpy"),
+        Layout("torch", "torch-save", "torch", step=1001),
+        Layout("step-1000.pt", "torch-save", "torch", step=1002),
+        Layout("torch-old", "torch-save", "torch", step=1003),
+        Layout("safetensors", "safetensors", "safetensors"),
+        Layout("numpy", "numpy", "numpy"),
     ),
     "distributed_checkpoint": (
-        Layout("saved", "torch-dcp", None, True),
-        Layout("async", "torch-dcp", None, True),
-        Layout("file-per-tensor", "torch-dcp", None, True),
-        Layout("sharded", "torch-dcp", None, True, processes=(2,)),
+        Layout("saved", "torch-dcp", "torch", resume=True),
+        Layout("async", "torch-dcp", "torch", resume=True),
+        Layout("file-per-tensor", "torch-dcp", "torch", resume=True),
+        Layout("sharded", "torch-dcp", "torch", resume=True, processes=(2,)),
     ),
     "fsdp_state": (
-        Layout("state-sharded", "accelerate-state", None, True, processes=(2,)),
-        Layout("state-full", "accelerate-state", None, True, processes=(2,)),
-        Layout("trainer-sharded/checkpoint-2", "transformers-trainer", 2, True, processes=(2,)),
-        Layout("trainer-full/checkpoint-2", "transformers-trainer", 2, True, True, "transformers", processes=(2,)),
+        _state("state-sharded", (2,)),
+        _state("state-full", (2,)),
+        Layout("trainer-sharded/checkpoint-2", "transformers-trainer", "transformers", False, 2, True, processes=(2,)),
+        _trainer("trainer-full/checkpoint-2", 2, processes=(2,)),
     ),
     "lightning_trainer": (
-        *(
-            Layout(f"{how}-step={step}.ckpt", "lightning", step, True, library="lightning")
-            for how in ("renamed", "copied")
-            for step in (2, 4, 6)
-        ),
-        Layout("last.ckpt", "lightning", 6, True, library="lightning", rewritten=True),
-        Layout("last-v1.ckpt", "lightning", 6, True, library="lightning", rewritten=True),
+        *(_lightning(f"{how}-step={step}.ckpt", step) for how in ("renamed", "copied") for step in (2, 4, 6)),
+        _lightning("last.ckpt", 6, rewritten=True),
+        _lightning("last-v1.ckpt", 6, rewritten=True),
     ),
-    "deepspeed_engine": (
-        Layout("global_step1", "deepspeed", 1, True, library="deepspeed"),
-        Layout("global_step2", "deepspeed", 2, True, library="deepspeed"),
+    "deepspeed_engine": tuple(
+        Layout(f"global_step{step}", "deepspeed", "deepspeed", True, step, True) for step in (1, 2)
     ),
-    "orbax_manager": (
-        Layout("1", "orbax", 1, True),
-        Layout("2", "orbax", 2, True),
-        Layout("3", "orbax", 3, True),
-    ),
-    "gguf_writer": (Layout("gguf", "gguf", None, False, True),),
+    "orbax_manager": tuple(Layout(str(step), "orbax", "orbax", resume=True) for step in (1, 2, 3)),
+    "gguf_writer": (Layout("gguf", "gguf", "gguf", inference=True),),
 }
 """What each script of tests/libraries writes. Step -1: whatever its name says."""
 COLUMNS = ("recognised", "whole", "collected", "described", "loaded equal")
@@ -186,20 +194,14 @@ def _compare(row: Row, layout: Layout, launcher: Launcher, versions: list[Any], 
     wanted: dict[str, object] = {
         "name": name,
         "version": newest["metadata"]["version"] if layout.rewritten else 1,
+        "library": layout.library,
+        "library_version": importlib.metadata.version(layout.library) if layout.version else None,
         "step": step,
         "resume": layout.resume,
         "inference": layout.inference,
+        "base": layout.base,
     }
-    found: dict[str, object] = {
-        "name": newest["metadata"]["name"],
-        "version": newest["metadata"]["version"],
-        "step": facts.get("step"),
-        "resume": ready["resume"],
-        "inference": ready["inference"],
-    }
-    if layout.library:
-        wanted["library version"] = importlib.metadata.version(layout.library)
-        found["library version"] = facts.get("library_version")
+    found = {key: newest["metadata"].get(key, facts.get(key, ready.get(key))) for key in wanted}
     other = [f"{key} is {found[key]}, not {wanted[key]}" for key in wanted if found[key] != wanted[key]]
     row.proven["described"] = not other
     row.wrong += other

@@ -10,7 +10,7 @@ OUT = tiny.output()
 
 def adapted(seed=7):
     """The tiny model with a LoRA whose two matrices both hold something."""
-    model = get_peft_model(tiny.causal_model(), lora(4))
+    model = get_peft_model(tiny.causal_model("tiny/base"), lora(4))
     fill(model, seed)
     return model
 

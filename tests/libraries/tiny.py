@@ -82,14 +82,15 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def causal_model(seed=7):
-    """A causal language model of some 20,000 parameters."""
+def causal_model(name="", seed=7):
+    """A causal language model of some 35,000 parameters. `name`: where it says that it comes from."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
+            name_or_path=name,
             vocab_size=259,
             hidden_size=32,
             intermediate_size=64,

@@ -29,7 +29,7 @@ tiny.remember("sft/checkpoint-2", model=sft.model.state_dict())
 
 pairs = {"prompt": tiny.TEXTS, "chosen": [" twice"] * len(tiny.TEXTS), "rejected": [" never"] * len(tiny.TEXTS)}
 dpo = DPOTrainer(
-    model=tiny.causal_model(),
+    model=tiny.causal_model("tiny/base"),
     args=DPOConfig(output_dir=str(OUT / "dpo"), **COMMON),
     train_dataset=Dataset.from_dict(pairs),
     processing_class=tiny.tokenizer(),
