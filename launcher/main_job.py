@@ -46,7 +46,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
     record.attempts.append(attempt)
     try:
-        prepared = prepare(spec, settings, environ, store, folder, checked, emit)
+        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=signals.check)
         signals.check()
         attempt.phases["prepare"] = time.time() - attempt.started
         with leases(prepared.leases):

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,8 +98,13 @@ def prepare(
     folder: JobFolder,
     checked: Checked,
     emit: Emit,
+    *,
+    stop: Callable[[], None],
 ) -> Prepared:
-    """Provides the inputs and the folders. What it makes lies in the job folder and the node cache."""
+    """Provides the inputs and the folders. What it makes lies in the job folder and the node cache.
+
+    `stop` is called often during a download, and raises to end it; what has come is kept for the next one.
+    """
     cache = NodeCache.open(settings, emit)
     for chosen in checked.chosen:
         if chosen.manifest:  # Before the download: from now on, no retention takes it away.
@@ -111,7 +116,7 @@ def prepare(
                 )
     provided = []
     for chosen in checked.chosen:
-        with Progress(f"Fetching {chosen.text}", chosen.size, emit) as progress:
+        with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
             provided.append(choose.provide(chosen, store, cache, progress.add))
         emit(
             event(
