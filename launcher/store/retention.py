@@ -90,7 +90,7 @@ def plan(
     reasons = protection.reasons(store, living)
     for identifier in protected:
         reasons.setdefault(identifier, []).append("in use by this job")
-    return judge(own, keep, protected=reasons, now=store.now())
+    return judge(own, keep, protected=reasons, now=store.now() if keep.days else 0.0)
 
 
 def apply(

@@ -17,9 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 from launcher.errors import LauncherError
-from launcher.inputs.cache import fetch_file
 from launcher.store.check import check
-from tests.support.commits import commit, open_store
+from tests.support.commits import commit, fetched, open_store
 
 KINDS = ("checkpoints", "manifests", "names")
 
@@ -73,11 +72,7 @@ def wrong_bytes(root: Path, made: dict[str, dict[str, bytes]]) -> list[str]:
     for label, content in made.items():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                found = store.resolve(label).manifest
-                got = {}
-                for number, file in enumerate(found.files):
-                    fetch_file(store, found, file, f"{folder}/{number}", lambda count: None)
-                    got[file.path] = Path(folder, str(number)).read_bytes()
+                got = fetched(store, label, folder)
             except LauncherError:
                 continue
             if got != content:

@@ -23,13 +23,13 @@ def test_gc_takes_nothing_from_a_writer_that_was_only_paused(
         for name, value in server.env().items():
             monkeypatch.setenv(name, value)
         url = f"s3://{server.new_bucket()}"
-    text, well = gc.pauses(f"{url}/pauses", count=6, seed=2, writers=3)
+    text, well = gc.pauses(f"{url}/pauses", count=4, seed=2, writers=2)
     print(text)
     assert well, text
 
 
 def test_what_a_kill_leaves_is_finished_by_one_gc(tmp_path: Path) -> None:
-    text, well = gc.kills(str(tmp_path / "kills"), count=6, seed=2)
+    text, well = gc.kills(str(tmp_path / "kills"), count=3, seed=2)
     print(text)
     assert well, text
 
@@ -39,7 +39,7 @@ def test_the_store_is_its_model_whatever_the_order_and_the_crashes() -> None:
 
 
 def test_every_damage_is_named_and_no_wrong_byte_is_read() -> None:
-    text, well = damage.campaign(flips=30, others=12, seed=2)
+    text, well = damage.campaign(flips=20, others=8, seed=2)
     print(text)
     assert well, text
 
