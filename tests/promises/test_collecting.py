@@ -293,6 +293,6 @@ def test_kill_9_loses_nothing(store: str, request: pytest.FixtureRequest) -> Non
     """A slice of tests/campaigns/kills.py."""
     if store == "s3":
         request.getfixturevalue("s3_server")  # Skips, or fails, where there is none.
-    figures = kills.campaign(3 if store == "local" else 1, seed=2, store=store)
+    figures = kills.campaign(*((3, 2) if store == "local" else (1, 10)), store=store)
     print(figures.text())
     assert not figures.violations
