@@ -288,7 +288,7 @@ def delete(ctx: click.Context, name: str) -> None:
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     if folder.running():
         raise UsageError(what=f"Job {name} is running.", hint=f"launcher training stop {name}")
-    if any((folder.path / "spool").glob("*/capture.json")):
+    if folder.owes or any((folder.path / "spool").glob("*/capture.json")):
         raise UsageError(
             what=f"Job {name} has checkpoints that are not stored yet.",
             hint=f"Store them first: launcher recover {name}",

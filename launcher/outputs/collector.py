@@ -21,6 +21,8 @@ from launcher.text import duration, size
 
 _STARTS = 3
 """How often the uploader is started for one capture before that one is put aside."""
+_STOP = 2.0
+"""Seconds to wait for an uploader that was killed (one in an uninterruptible wait cannot be waited for)."""
 _READY = 3.0
 """Seconds after which the uploader is started though nothing is captured yet: a job that is over sooner need not have one."""
 _PATIENCE = 30.0
@@ -93,10 +95,11 @@ class Collector:
         while self._thread.is_alive():
             self._uploader.hurry()
             self._thread.join(0.05)
-            if time.monotonic() > deadline or cancelled():
+            if (now := time.monotonic()) > deadline or cancelled():
                 self._stopped = True
-                self._uploader.kill()
-                self._thread.join()
+                while self._thread.is_alive() and time.monotonic() < now + _STOP:
+                    self._uploader.kill()
+                    self._thread.join(0.05)
                 return [(capture, "storing was stopped") for capture in captures.load(self._spool.path)]
         return self.pending
 

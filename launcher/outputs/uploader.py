@@ -183,13 +183,15 @@ class Uploader:
             process.stdin.write(b"\n")
             process.stdin.close()
         try:
-            code = process.wait(_END)
+            process.wait(_END)
         except subprocess.TimeoutExpired:
             process.kill()
-            code = process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END)
+        code = process.returncode
         process.stdout.close()
         self._process = None
-        return f"it was ended by {signal.Signals(-code).name}" if code < 0 else ""
+        return f"it was ended by {signal.Signals(-code).name}" if code and code < 0 else ""
 
 
 def store_capture(

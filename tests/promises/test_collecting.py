@@ -127,7 +127,7 @@ def test_an_uploader_that_is_killed_is_replaced_and_nothing_is_lost_or_doubled(a
 
 def test_an_uploader_that_always_fails_loses_nothing(launcher: Launcher, tmp_path: Path) -> None:
     """After a bounded number of starts the capture waits for `launcher recover`."""
-    process = launcher.start(*words("fails", f"wait_for({str(tmp_path / 'go')!r})\nsave('a', model=b'x' * 3000000)",
+    process = launcher.start(*words("fails", f"wait_for({str(tmp_path / 'go')!r})\nsave('a', model=b'x' * 30000000)",
                                     "--bandwidth", "1MB/s"))  # fmt: skip
     (tmp_path / "go").touch()
     while process.poll() is None:
@@ -157,12 +157,8 @@ for n in range(3):
     assert "were in the store already" in output
     for name in ("frozen/c0", "frozen/c1", "frozen/c2"):
         assert launcher.json("checkpoint", "verify", name, "--read-data")["whole"]
-    launcher("checkpoint", "delete", "frozen/c0", "--yes") if _can_delete(launcher) else None
+    launcher("checkpoint", "delete", "frozen/c0", "--yes")  # What was copied from it has a life of its own.
     assert launcher.json("checkpoint", "verify", "frozen/c1", "--read-data")["whole"]
-
-
-def _can_delete(launcher: Launcher) -> bool:
-    return "  delete" in launcher("checkpoint", "--help")
 
 
 def test_the_bandwidth_is_kept(any_store: Launcher) -> None:
@@ -176,9 +172,9 @@ def test_the_bandwidth_is_kept(any_store: Launcher) -> None:
 
 @pytest.mark.parametrize("policy", ["keep-all", "newest"])
 def test_captures_that_pile_up_are_kept_or_dropped_by_name(launcher: Launcher, policy: str) -> None:
-    """Six checkpoints of 1 MB, a store that takes 1 MB/s, room for 2.5 MB."""
-    script = "for n in range(6): save(f'c{n}', model=os.urandom(1000000)); time.sleep(0.3)"
-    flags = ["--bandwidth", "1MB/s", "--spool", "2.5MB", "--when-full", policy]
+    """Six checkpoints of 200 kB, a store that takes 120 kB/s, room for 500 kB."""
+    script = "for n in range(6): save(f'c{n}', model=os.urandom(200000)); time.sleep(0.3)"
+    flags = ["--bandwidth", "120kB/s", "--spool", "500kB", "--when-full", policy]
     output = launcher(*words("piled", script, *flags))
     found = set(names(launcher, "piled"))
     record = launcher.json("training", "inspect", "piled")
@@ -297,6 +293,6 @@ def test_kill_9_loses_nothing(store: str, request: pytest.FixtureRequest) -> Non
     """A slice of tests/campaigns/kills.py."""
     if store == "s3":
         request.getfixturevalue("s3_server")  # Skips, or fails, where there is none.
-    figures = kills.campaign(4 if store == "local" else 2, seed=2, store=store)
+    figures = kills.campaign(*((3, 2) if store == "local" else (1, 10)), store=store)
     print(figures.text())
     assert not figures.violations
