@@ -128,6 +128,8 @@ class Judge:
         over = self.context.final and self.ended_well and candidate.captured is None  # Rotation is done as well.
         if not found or same or (candidate.leaving and not over):
             return self._half_deleted(candidate) if found and candidate.leaving and not same else None
+        if not candidates.may_hold_tensors(found):
+            return None  # Part of the job's outputs.
         try:
             held = Held(candidate.folder, found)
         except Vanished:

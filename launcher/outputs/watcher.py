@@ -228,10 +228,9 @@ class Watcher:
 
     def _settled(self, root: Root, place: Place, candidate: Candidate) -> Judgement | None:
         """No event for half of the settle time: if the files have not changed for the other half either, look."""
-        found = candidates.files(candidate)
-        seen = candidates.glance(found)
+        seen = candidates.glance(candidate)
         if seen != candidate.seen:
-            root.differs(candidate, seen, found)
+            root.differs(candidate, seen)
             return None
         candidate.dirty = False
         return self._judge.quiet(root, place, candidate)

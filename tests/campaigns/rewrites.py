@@ -22,7 +22,7 @@ from pathlib import Path
 from launcher.outputs.filesystem import Rung
 from tests.campaigns import quick_writer, races
 from tests.support.cli import ROOT
-from tests.support.watching import SlowUploads, Watching, state_of
+from tests.support.watching import SlowUploads, Watching, digest
 
 SETTLE = 0.1
 FLAT = "last.ckpt"
@@ -86,9 +86,10 @@ def _run(folder: Path, rungs: tuple[Rung, ...], seed: int, count: int) -> tuple[
     uploads.drain()
     figures: Counter[str] = Counter(f"by {capture.how}" for capture in watching.captured)
     violations = []
+    wanted = {digest(files(seed, step)): step for files in (root_files, flat_file) for step in range(1, count + 1)}
     states: dict[str, set[int]] = {"job": set(), f"job/{FLAT}": set()}
     for capture, content in uploads.committed:
-        state = state_of(content, seed, range(1, count + 1), root_files if capture.name == "job" else flat_file)
+        state = wanted.get(digest(content))
         if state is None:
             violations.append(f"{capture.name} ({capture.how}) mixes states")
         else:

@@ -126,6 +126,7 @@ def test_held_descriptors_are_closed_once_stored(tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys, shutil
 from pathlib import Path
+from tests.campaigns.quick_writer import content
 from tests.support.watching import Watching, read
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
 watching = Watching(Path(sys.argv[1]), rungs=("held",), settle=0.2)
@@ -133,7 +134,7 @@ folder = watching.output / "step-1"
 folder.mkdir()
 for number in range(1500):
     (folder / f"part-{number}.npy").write_bytes(b"%d" % number)
-(folder / "model.pt").write_bytes(bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") * 40)
+(folder / "model.pt").write_bytes(content(1, 1)["scheduler.pt"])
 watching.wait("job/step-1")
 shutil.rmtree(folder)
 watching.finish()

@@ -121,14 +121,15 @@ def save_trainer(folder: Path, seed: int, step: int, *, pause: float = 0.0, name
             time.sleep(pause)
 
 
+def digest(content: dict[str, bytes]) -> str:
+    """Of all files of a state."""
+    return of_bytes(b"\0".join(content[name] for name in sorted(content)))
+
+
 def state_of(content: dict[str, bytes], seed: int, steps: Sequence[int], files: Callable[..., Any]) -> int | None:
     """The step whose files (by `files(seed, step)`) these are, or None: they are of no single one."""
-    wanted = of_bytes(b"\0".join(content[name] for name in sorted(content)))
-    for step in steps:
-        expected = files(seed, step)
-        if of_bytes(b"\0".join(expected[name] for name in sorted(expected))) == wanted:
-            return step
-    return None
+    wanted = digest(content)
+    return next((step for step in steps if digest(files(seed, step)) == wanted), None)
 
 
 def forget(watching: Watching, capture: Capture) -> None:
