@@ -37,6 +37,7 @@ class Pickle:
     uses: tuple[tuple[Name, str], ...]
     mistake: str | None
     limit: bool = False
+    opcodes: int = 0
 
 
 def read(source: Read, start: int = 0, size: int = LARGEST) -> Pickle:
@@ -49,7 +50,7 @@ def read(source: Read, start: int = 0, size: int = LARGEST) -> Pickle:
         mistake, limit = str(error), isinstance(error, _Limit) or (machine.full and size > LARGEST)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError, MemoryError):
         mistake = f"its opcodes make no sense at byte {start + machine.position}"
-    return Pickle(value, start + machine.position, tuple(machine.uses), mistake, limit)
+    return Pickle(value, start + machine.position, tuple(machine.uses), mistake, limit, machine.opcodes)
 
 
 class _Mistake(Exception):
@@ -83,6 +84,7 @@ class _Machine:
         self._data = bytearray()
         self.position = 0
         self.full = False
+        self.opcodes = 0
         self.uses: dict[tuple[Name, str], None] = {}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -90,7 +92,7 @@ class _Machine:
     def run(self) -> object:
         """The object at STOP. The opcodes that make nine tenths of a state dictionary are handled here, the rest in `_step`."""
         data, stack, memo, position = self._data, self._stack, self._memo, 0
-        for _ in range(OPCODES):
+        for self.opcodes in range(OPCODES):
             if position + _LONGEST > len(data):
                 self._fetch(position + _LONGEST)
             if position >= len(data):

@@ -177,6 +177,8 @@ def _containers(canary: Path) -> Iterator[Case]:
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     yield Case("NeMo's tar", {"model.nemo": buffer.getvalue()})
+    yield Case("the oldest tar", {"step-1000": _old_tar(evil)})
+    yield Case("after a harmless pickle in a file without an ending", {"step-1000": b"N." + evil})
     yield Case("DCP metadata", {".metadata": evil, "__0_0.distcp": b"PK\x03\x04"})
     header = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
     tensors = struct.pack("<Q", len(header)) + header + bytes(4)
@@ -194,6 +196,14 @@ def _flipped(data: bytes, checksum: int, other: bytes) -> bytes:
 def _array(evil: bytes) -> bytes:
     header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + evil
+
+
+def _old_tar(evil: bytes) -> bytes:
+    head = bytearray(512)
+    head[:6], head[100:108], head[124:136] = b"pickle", b"0000644\0", b"%011o\0" % len(evil)
+    head[148:156] = b" " * 8
+    head[148:155] = b"%06o\0" % sum(head)
+    return bytes(head) + evil.ljust(512, b"\0") + bytes(1024)
 
 
 def _old(evil: bytes) -> bytes:
@@ -225,5 +235,13 @@ def _bombs() -> Iterator[Case]:
         yield Case(name, {"model.bin": data})
     packed = _zip({"archive/data.pkl": b"\x80\x02" + b"N0" * 3_000_000 + STOP}, zipfile.ZIP_DEFLATED)
     yield Case("6 MB of opcodes in a packed entry", {"model.pt": packed})
+    yield Case(
+        "a hundred such entries",
+        {
+            "model.pt": _zip(
+                {f"archive/{n}.pkl": b"\x80\x02" + b"N0" * 300_000 + STOP for n in range(100)}, zipfile.ZIP_DEFLATED
+            )
+        },
+    )
     end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 65535, 65535, 2**32 - 2, 30, 0)
     yield Case("zip directory of 4 GiB", {"model.pt": b"PK\x03\x04" + bytes(60) + end})

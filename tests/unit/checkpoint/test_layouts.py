@@ -12,7 +12,7 @@ from launcher.checkpoint import formats
 from launcher.checkpoint.judgement import Context
 from launcher.checkpoint.manifest import Facts, Ready
 from launcher.checkpoint.tree import Folder, Tree
-from tests.campaigns import headers, layouts, truncation
+from tests.campaigns import garbage, headers, layouts, truncation
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,12 @@ def test_nothing_broken_is_judged_whole_and_nothing_whole_broken(written: Path) 
     changes = sum(row.changes for row in rows.values())
     print(f"{len(samples)} samples of {len(rows)} formats, {changes} changes: {len(wrong)} judged wrong")
     assert wrong == [] and len(samples) == len(layouts.LAYOUTS)
+
+
+def test_nothing_that_a_file_holds_makes_the_judge_raise(written: Path) -> None:
+    done, raised = garbage.campaign(truncation.of_folder(written.parent), count=8, seed=5)
+    print(f"{done} variants of files: {len(raised)} raised")
+    assert raised == []
 
 
 def test_no_mutated_header_is_called_whole_that_the_library_refuses() -> None:
