@@ -20,17 +20,23 @@ METADATA = ".metadata"
 
 
 def metadata(tree: Tree) -> object:
-    """The symbolic `Metadata`. Raises ValueError with the reason why it cannot be read, OSError."""
-    found = pickles.read(lambda start, length: tree.read(METADATA, start, length), 0, tree.files[METADATA])
+    """The symbolic `Metadata`; None where it is too large to be read. Raises ValueError with the reason why it is not whole,
+    OSError."""
+    size = tree.files[METADATA]
+    found = pickles.read(lambda start, length: tree.read(METADATA, start, length), 0, size)
+    if found.limit and tree.read(METADATA, size - 1, 1) == b".":
+        return None
     if found.mistake:
         raise ValueError(f"{METADATA} is no whole pickle: {found.mistake}")
-    if found.end != tree.files[METADATA]:
-        raise ValueError(f"{METADATA} has {tree.files[METADATA] - found.end} bytes after its pickle")
+    if found.end != size:
+        raise ValueError(f"{METADATA} has {size - found.end} bytes after its pickle")
     return found.value
 
 
 def items(value: object) -> list[tuple[object, str, int, int]]:
-    """(index, file, offset, length) of every stored item. Raises ValueError where the metadata is none."""
+    """(index, file, offset, length) of every stored item; none of a metadata too large to be read. Raises ValueError."""
+    if value is None:
+        return []
     storage = get(value, "storage_data")
     if not isinstance(storage, Mapping):
         raise ValueError(f"{METADATA} has no storage_data")
