@@ -125,8 +125,7 @@ class Judge:
             return self._quiet_root(root, place, candidate)
         found = candidates.files(candidate)
         same = found == candidate.captured and not candidate.lost
-        over = self.context.final and self.ended_well and candidate.captured is None  # Rotation is done as well.
-        if not found or same or (candidate.leaving and not over):
+        if not found or same or (candidate.leaving and not self._stays(candidate, found)):
             return self._half_deleted(candidate) if found and candidate.leaving and not same else None
         if not candidates.may_hold_tensors(found):
             return None  # Part of the job's outputs.
@@ -224,6 +223,20 @@ class Judge:
         """Whether the file is of a rank that this job does not have: an earlier job's, which had more."""
         world, rank = self.context.world_size, _RANK.search(path)
         return bool(rank and world and (world == 1 or int(rank[1]) >= world))
+
+    def _stays(self, candidate: Candidate, found: Mapping[str, Identity]) -> bool:
+        """Whether a folder of which files were deleted is a checkpoint all the same: it has files that no capture has, and
+        rotation, which takes milliseconds, is over. Lightning's `lightning_logs/` loses its older file with each new one."""
+        if found.items() <= (candidate.captured or {}).items():
+            return False
+        if self.context.final:
+            return self.ended_well
+        if candidate.captured is None:
+            return False
+        if time.monotonic() - candidate.changed >= self.patience:
+            return True
+        candidate.patient = candidate.dirty = True
+        return False
 
     def _half_deleted(self, candidate: Candidate) -> Judgement | None:
         if not self.context.final or candidate.captured is not None:

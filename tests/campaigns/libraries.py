@@ -2,10 +2,10 @@
 
     python -m tests.campaigns.libraries [--only SCRIPT…] [--processes 1 2]
 
-Each script of tests/libraries is a job; its checkpoints must be the expected ones: recognised, whole, collected under the
-name of their folder, with step, library version and what they are ready for. One more job gets all of them as its input,
-read-only, and loads each with the library's own loader: every tensor must be the one that the script had in memory.
-Prints the matrix; the exit code is 1 where a field of it is empty.
+Each script of tests/libraries is a job; its checkpoints must be the expected ones and no others: recognised, whole, collected
+under the name of their folder, and described (step, library and its version, what they are ready for, with which base). One
+more job gets all of them as its input, read-only, and loads each with the library's own loader: every tensor must be the one
+that the script had in memory. Prints the matrix; the exit code is 1 where a field of it is empty.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ MATRIX: dict[str, tuple[Layout, ...]] = {
     "peft_adapters": (
         Layout("adapter", "peft", "peft", True, inference=True, base=BASE),
         Layout("adapters", "peft", "peft", True, inference=True, base=BASE),
-        Layout("checkpoint-2", "transformers-trainer", "peft", True, 2, True, True, BASE),
+        Layout("trained/checkpoint-2", "transformers-trainer", "peft", True, 2, True, True, BASE),
     ),
     "trl_trainers": (
         Layout("sft/checkpoint-2", "trl", "trl", False, 2, True, True),
@@ -132,11 +133,30 @@ MATRIX: dict[str, tuple[Layout, ...]] = {
 COLUMNS = ("recognised", "whole", "collected", "described", "loaded equal")
 
 
+@dataclass(frozen=True)
+class Run:
+    """A job: one script under torchrun, or several in one process without it."""
+
+    scripts: tuple[str, ...]
+    processes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.scripts[0] if len(self.scripts) == 1 else 'together'}-{self.processes}"
+
+    @property
+    def words(self) -> list[str]:
+        if len(self.scripts) > 1:
+            return ["--launch", "exec", "--", "tests/libraries/together.py", *self.scripts]
+        return ["--accels", str(self.processes), "--", f"tests/libraries/{self.scripts[0]}.py"]
+
+
 @dataclass
 class Row:
     """One checkpoint of one run: what is proven of it, and what is wrong."""
 
     run: str
+    script: str
     path: str
     proven: dict[str, bool] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -145,37 +165,34 @@ class Row:
     @property
     def folder(self) -> str:
         """Where the loading job finds it below its input directory; `-C REF=FOLDER` takes no `=` in FOLDER."""
-        return f"{self.run}/{'root' if self.path == '.' else self.path}".replace("=", "-")
+        return f"{self.run}/{self.script}/{'root' if self.path == '.' else self.path}".replace("=", "-")
 
 
-def write(launcher: Launcher, script: str, processes: int) -> list[Row]:
-    """Runs one script as a job, and compares what was collected with what it must have written."""
-    run = f"{script}-{processes}"
-    references = launcher.home / "references" / run
-    references.mkdir(parents=True)
-    launcher(
-        "training", "run", run, "--accels", str(processes), "-E", f"REFERENCE={references}", "-E", "OMP_NUM_THREADS=1",
-        "--", f"tests/libraries/{script}.py", timeout=400,
-    )  # fmt: skip
+def write(launcher: Launcher, run: Run) -> list[Row]:
+    """Runs scripts as a job, and compares what was collected with what they must have written."""
+    flags = ["-E", f"REFERENCE={launcher.home / 'references' / run.name}", "-E", "OMP_NUM_THREADS=1"]
+    launcher("training", "run", run.name, *flags, *run.words, timeout=600)
     collected: dict[str, list[Any]] = {}
-    for each in launcher.json("training", "checkpoints", run):
+    for each in launcher.json("training", "checkpoints", run.name):
         collected.setdefault(each["spec"]["origin"]["path"], []).append(each)
-    record = json.loads((launcher.job(run) / "record.json").read_text())
+    record = json.loads((launcher.job(run.name) / "record.json").read_text())
     skipped = {each["name"]: each["reason"] for each in record["skipped"]}
     rows = []
-    for layout in MATRIX[script]:
-        if processes not in layout.processes:
+    layouts = [(script, layout) for script in run.scripts for layout in MATRIX[script]]
+    for script, layout in layouts:
+        if run.processes not in layout.processes:
             continue
         path = next((path for path in collected if fnmatch.fnmatchcase(path, layout.path)), layout.path)
-        row = Row(run, path)
+        row = Row(run.name, script, path)
         rows.append(row)
         versions = collected.pop(path, [])
         if versions:
-            _compare(row, layout, launcher, versions, processes)
+            _compare(row, layout, launcher, versions, run.processes)
         else:
-            row.wrong.append(f"not collected ({skipped.get(f'{run}/{path}', 'nothing is said of it')})")
+            row.wrong.append(f"not collected ({skipped.get(f'{run.name}/{path}', 'nothing is said of it')})")
     for path, versions in collected.items():
-        rows.append(Row(run, path, wrong=[f"collected as {versions[-1]['status']['format']}, and is no checkpoint"]))
+        reason = f"collected as {versions[-1]['status']['format']}, and is no checkpoint"
+        rows.append(Row(run.name, run.scripts[0], path, wrong=[reason]))
     return rows
 
 
@@ -207,13 +224,12 @@ def _compare(row: Row, layout: Layout, launcher: Launcher, versions: list[Any], 
     row.wrong += other
 
 
-def load(launcher: Launcher, rows: list[Row]) -> str:
-    """One job that has every collected checkpoint as its input and loads it; returns the job's output."""
+def load(launcher: Launcher, rows: list[Row]) -> None:
+    """One job that has every collected checkpoint as its input and loads it."""
     inputs = [word for row in rows if row.identifier for word in ("-C", f"{row.identifier}={row.folder}")]
-    runs = [f"{run}={run.rpartition('-')[0]}" for run in dict.fromkeys(row.run for row in rows)]
     output = launcher(
         "training", "run", "load", *inputs, "--launch", "exec", "-E", f"REFERENCE={launcher.home / 'references'}",
-        "--", sys.executable, "tests/libraries/load.py", *runs, timeout=400,
+        "--", "tests/libraries/load.py", timeout=600,
     )  # fmt: skip
     found = {name: (int(equal), int(all)) for name, equal, all in re.findall(_LOADED, output)}
     failed = dict(re.findall(r"not loaded (\S+): (.*)", output))
@@ -228,9 +244,9 @@ def load(launcher: Launcher, rows: list[Row]) -> str:
 _LOADED = r"(?<!not )loaded (\S+): (\d+) of (\d+) tensors equal"
 
 
-def matrix(launcher: Launcher, runs: list[tuple[str, int]]) -> list[Row]:
-    """Every run of a script on a number of processes, written and loaded again."""
-    rows = [row for script, processes in runs for row in write(launcher, script, processes)]
+def matrix(launcher: Launcher, runs: Iterable[Run]) -> list[Row]:
+    """Every run, written and loaded again."""
+    rows = [row for run in runs for row in write(launcher, run)]
     load(launcher, rows)
     return rows
 
@@ -255,7 +271,7 @@ def main() -> int:
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2])
     arguments = parser.parse_args()
     runs = [
-        (script, processes)
+        Run((script,), processes)
         for script in arguments.only
         for processes in arguments.processes
         if any(processes in layout.processes for layout in MATRIX[script])

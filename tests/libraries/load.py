@@ -1,13 +1,12 @@
-"""Loads checkpoints again, each with the loader of the library that wrote it: `python load.py RUN=SCRIPT…`.
+"""Loads checkpoints again, each with the loader of the library that wrote it.
 
-SCRIPT (trainer, peft_adapters, …) is the script beside this file that wrote them. They lie below
-$FLEXAI_INPUT_CHECKPOINT_DIR/RUN, under the names of the references in $REFERENCE/RUN. Prints one line for each.
+They lie in $FLEXAI_INPUT_CHECKPOINT_DIR/JOB/SCRIPT/NAME, where SCRIPT (trainer, peft_adapters, …) is the one beside this file
+that wrote them; what they must hold is in $REFERENCE/JOB/SCRIPT/NAME.json. Prints one line for each.
 """
 
 import fnmatch
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -175,20 +174,20 @@ LOADERS = {
 
 
 def main() -> None:
-    for run, script in (word.split("=") for word in sys.argv[1:]):
-        for reference in sorted(Path(os.environ["REFERENCE"], run).glob("*.json")):
-            name = reference.stem.replace("__", "/")
-            loader = next(each for pattern, each in LOADERS[script].items() if fnmatch.fnmatchcase(name, pattern))
-            written = json.loads(reference.read_text())
-            try:
-                found = tiny.digests(loader(INPUT / run / name))
-            except (
-                Exception
-            ) as error:  # Whatever a library raises: this checkpoint does not load, the others still may.
-                print(f"not loaded {run}/{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
-                continue
-            equal = sum(found.get(key) == digest for key, digest in written.items())
-            print(f"loaded {run}/{name}: {equal} of {len(written)} tensors equal", flush=True)
+    references = Path(os.environ["REFERENCE"])
+    for reference in sorted(references.glob("*/*/*.json")):
+        script = reference.parent.name
+        name = reference.stem.replace("__", "/")
+        loader = next(each for pattern, each in LOADERS[script].items() if fnmatch.fnmatchcase(name, pattern))
+        written = json.loads(reference.read_text())
+        folder = reference.parent.relative_to(references) / name
+        try:
+            found = tiny.digests(loader(INPUT / folder))
+        except Exception as error:  # Whatever a library raises: this checkpoint does not load, the others still may.
+            print(f"not loaded {folder}: {type(error).__name__}: {str(error)[:500]}", flush=True)
+            continue
+        equal = sum(found.get(key) == digest for key, digest in written.items())
+        print(f"loaded {folder}: {equal} of {len(written)} tensors equal", flush=True)
 
 
 if __name__ == "__main__":

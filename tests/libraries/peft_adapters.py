@@ -47,7 +47,7 @@ ids = tokens(tiny.TEXTS, padding="max_length", max_length=32, truncation=True)["
 trainer = Trainer(
     model=adapted(10),
     args=TrainingArguments(
-        output_dir=OUT,
+        output_dir=OUT / "trained",
         max_steps=2,
         save_steps=2,
         logging_steps=1,
@@ -60,5 +60,5 @@ trainer = Trainer(
     processing_class=tokens,
 )
 trainer.train()
-tiny.remember("checkpoint-2", model=adapters(trainer.model))
+tiny.remember("trained/checkpoint-2", model=adapters(trainer.model))
 tiny.leave()

@@ -2,7 +2,7 @@
 
 The scripts are ordinary training programs, one for each library: `python SCRIPT.py OUT`. Without an argument they write to
 $FLEXAI_OUTPUT_CHECKPOINT_DIR. Where $REFERENCE names a folder, the digest of every tensor that a checkpoint must hold is
-written there, so that what is loaded later can be compared. They import nothing of the launcher.
+written to $REFERENCE/SCRIPT, so that what is loaded later can be compared. They import nothing of the launcher.
 """
 
 import hashlib
@@ -33,9 +33,11 @@ def processes() -> int:
 
 
 def remember(checkpoint, **parts) -> None:
-    """Writes the digests of a checkpoint's tensors to $REFERENCE, on rank 0. `parts` are trees of tensors and arrays."""
-    folder = os.environ.get("REFERENCE")
-    if folder and rank() == 0:
+    """Writes the digests of a checkpoint's tensors, on rank 0. `parts` are trees of tensors and arrays."""
+    reference = os.environ.get("REFERENCE")
+    if reference and rank() == 0:
+        folder = Path(reference, Path(sys.argv[0]).stem)
+        folder.mkdir(parents=True, exist_ok=True)
         name = str(checkpoint).replace("/", "__").replace("=", "-")
         Path(folder, f"{name}.json").write_text(json.dumps(digests(parts)))
 
