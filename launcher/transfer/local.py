@@ -151,6 +151,15 @@ class LocalStore:
                     folder = os.path.dirname(folder)
 
     def _make_folder(self, folder: str) -> None:
+        for trial in range(_TRIALS):
+            try:
+                self._make_missing(folder)
+                return
+            except FileNotFoundError:  # A folder above was deleted meanwhile, when it was empty.
+                if trial == _TRIALS - 1:
+                    raise
+
+    def _make_missing(self, folder: str) -> None:
         missing = []
         while not os.path.isdir(folder):
             missing.append(folder)

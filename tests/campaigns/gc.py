@@ -35,6 +35,8 @@ from tests.support.commits import commit, fetched, manifest, open_store, upload
 
 HORIZON = 1.0
 """Seconds."""
+EVERYTHING = -1.0
+"""A horizon that also takes what was written now: a store's times may be whole seconds."""
 
 
 def files() -> dict[str, bytes]:
@@ -153,7 +155,7 @@ def victim(url: str, what: str, seed: int) -> None:
         for each in random.Random(seed).sample(found, 2):
             removal.delete(store, each)
     elif what == "gc":
-        collect(store, older=0)
+        collect(store, older=EVERYTHING)
     else:
         retention.apply(store, "j", keep.parse("last=3"))
     print("done", flush=True)
@@ -191,11 +193,11 @@ def kills(url: str, count: int, seed: int) -> tuple[str, bool]:
         else:
             took[what] *= 1.1
             cut[what] += 1
-        collect(store, older=0)
+        collect(store, older=EVERYTHING)
         found = check(Store(store.place, timeout=60), read_data=True)
         after = {each.manifest.id for each in store.checkpoints()}
         deleted = {layout.identifier(entry.key) for entry in store.listing(layout.TOMBSTONES)}
-        again = collect(store, older=0)
+        again = collect(store, older=EVERYTHING)
         if (
             found.damage
             or found.notes
