@@ -100,8 +100,11 @@ class Collector:
                 while self._thread.is_alive() and time.monotonic() < now + _STOP:
                     self._uploader.kill()
                     self._thread.join(0.05)
-                return [(capture, "storing was stopped") for capture in captures.load(self._spool.path)]
-        return self.pending
+                break
+        # What the spool still holds is what is not stored, whatever happened here.
+        reasons = {capture.id: reason for capture, reason in self.pending}
+        left = captures.load(self._spool.path)
+        return [(capture, reasons.get(capture.id, "storing was stopped")) for capture in left]
 
     def _held(self) -> int:
         known = [*self._waiting, *(capture for capture, _ in self.pending), *([self._current] if self._current else [])]
@@ -150,7 +153,10 @@ class Collector:
             case Stored():
                 self.stored.append(answer)
                 # In this order: after a crash in between, recovery finds the capture, and its commit by the same id.
-                self._on_committed(answer)
+                try:
+                    self._on_committed(answer)
+                except OSError as error:
+                    self._emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
                 captures.discard(capture.id, self._spool.path)
                 self._tell(answer)
                 self._stalled = False

@@ -37,7 +37,11 @@ from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, Earlier, upload_files
 from launcher.transfer.throttle import Throttle
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from launcher.outputs.uploader import main; main()"
+_START = """import os, sys
+os.nice(int(sys.argv[1]))
+sys.path[:] = sys.argv[2:]
+from launcher.outputs.uploader import main
+main()"""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_IDLE = 3 << 13
 _END = 5.0
@@ -147,16 +151,16 @@ class Uploader:
         with open(self._log, "ab") as log:
             # A session of its own: what the terminal sends to the launcher is the launcher's to decide.
             process = self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, *sys.path],
+                [sys.executable, "-I", "-c", _START, "19" if self._task.yields else "0", *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd="/",
                 start_new_session=True,
                 pass_fds=self._keep,
             )
         assert process.stdin
         process.stdin.write(msgspec.json.encode(self._task) + b"\n")
+        process.stdin.flush()
         return process
 
     def hurry(self) -> None:
@@ -165,6 +169,7 @@ class Uploader:
         self._task = msgspec.structs.replace(self._task, yields=False)
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/autogroup").write_text("0")
+        with contextlib.suppress(OSError):
             for thread in os.listdir(f"/proc/{self.pid}/task"):
                 os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
@@ -311,13 +316,11 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
 
 
 def yield_to_the_job() -> None:
-    """The lowest priority of processor and disk, for this process and every thread that it starts.
+    """The lowest priority of processor and disk, for this thread and every one that it starts. (It is nice already.)
 
     Where the kernel groups processes by session (sched_autogroup, sched(7)), a nice value counts within the session only,
     and the group has one of its own.
     """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
     if call := _IOPRIO_SET.get(os.uname().machine):
