@@ -86,7 +86,9 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     chosen = choose.choose(spec.checkpoint, store, settings, environ)
     for each in chosen:
-        safety.enforce(choose.findings(each, store, settings), spec.pickles, each.text, emit)
+        findings = choose.findings(each, store, settings)
+        safety.refuse(findings, spec.pickles, each.text)
+        safety.warn(findings, spec.pickles, each.text, emit)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
 
 

@@ -201,4 +201,4 @@ class Collector:
         known = f", {size(stored.saved)} of it were there already" if stored.saved else ""
         text = f"Stored {stored.label} ({size(stored.size)}{known}, {duration(stored.seconds)})"
         self._emit(event("checkpoint-committed", text, **facts))
-        safety.enforce(stored.findings, "warn", stored.label, self._emit)
+        safety.warn(stored.findings, "warn", stored.label, self._emit)

@@ -208,7 +208,9 @@ def store_capture(
     """
     tree = capture.tree()
     found = safety.look(tree)
-    safety.enforce(found.findings, "deny" if pickles == "deny" else "allow", capture.name, lambda event: None)
+    if found.findings:
+        _prove_unchanged(capture)  # Else what was found may be of another file.
+    safety.refuse(found.findings, pickles, capture.name)
     format = formats.by_name(capture.format)
     identifier = capture.id
     while True:
@@ -246,6 +248,16 @@ def store_capture(
             continue
         earlier.remember(checkpoint.manifest)
         return checkpoint
+
+
+def _prove_unchanged(capture: Capture) -> None:
+    for path in capture.files:
+        fd = capture.open(path)
+        try:
+            if not capture.unchanged(path, os.fstat(fd)):
+                raise Changed(path)
+        finally:
+            os.close(fd)
 
 
 # ── the program ──────────────────────────────────────────────────────────────────────────────────────────────────────
