@@ -204,20 +204,31 @@ class Judge:
         return self._written_again(candidate, held.identities, judgement)
 
     def _written_again(self, candidate: Candidate, found: Mapping[str, Identity], judgement: Judgement) -> str | None:
-        """Why what was captured before may be between two states now, or None."""
+        """Why what was written before may be between two states now, or None.
+
+        The files that the format's library writes last must be new where others are. Where it has none, or a file is newer
+        than they are (a report that a script adds, or the next save's first), a longer quiet decides.
+        """
         before = {path: each for path, each in (candidate.captured or {}).items() if path in found}
         stale = [path for path, each in before.items() if found[path] == each]
         candidate.rewritten |= len(stale) < len(before)
-        if len(stale) in (0, len(before)):
-            return None
         format = formats.by_name(judgement.format)
-        if judgement.proven and format:
-            stale = [path for path in stale if _ends(path, format.completes) and not self._beyond(path)]
-        elif self.ended_well or time.monotonic() - candidate.changed >= self.patience:
-            stale = []
-        elif not self.context.final:
+        last = [path for path in found if format and _ends(path, format.completes) and not self._beyond(path)]
+        held_back = [path for path in stale if path in last] if len(stale) < len(before) else []
+        if held_back and not (self.ended_well and not judgement.proven):
+            return f"it was being written again: {held_back[0]} is still the earlier save's"
+        if last:
+            end = max(found[path][1] for path in last)
+            doubtful = [path for path in found if found[path][1] > end]
+        else:
+            doubtful = stale if len(stale) < len(before) else []
+        if not doubtful or self.ended_well or time.monotonic() - candidate.changed >= self.patience:
+            return None
+        if self.context.final and candidate.captured is None:
+            return None
+        if not self.context.final:
             candidate.patient = candidate.dirty = True
-        return f"it was being written again: {stale[0]} is still the earlier save's" if stale else None
+        return f"it may be between two saves: {doubtful[0]} is not of the same one as the rest"
 
     def _beyond(self, path: str) -> bool:
         """Whether the file is of a rank that this job does not have: an earlier job's, which had more."""

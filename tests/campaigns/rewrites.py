@@ -1,6 +1,6 @@
 """The same flat file and the same root checkpoint, rewritten in place again and again during uploads: never two states mixed.
 
-    python -m tests.campaigns.rewrites [--count 1000] [--seed 1] [--kind ext4|xfs|tmpfs]
+    python -m tests.campaigns.rewrites [--count 1000] [--seed 1] [--kind ext4|xfs|tmpfs] [--settle 0.1]
 
 The writer is a process of its own: it truncates and rewrites file by file, with pauses between two files of a save that are
 up to half as long again as quiet needs, and longer ones between saves. Uploads run at 1 MB/s meanwhile. What an upload read
@@ -24,7 +24,6 @@ from tests.campaigns import quick_writer, races
 from tests.support.cli import ROOT
 from tests.support.watching import SlowUploads, Watching, digest
 
-SETTLE = 0.1
 FLAT = "last.ckpt"
 
 
@@ -39,7 +38,7 @@ def flat_file(seed: int, step: int) -> dict[str, bytes]:
     return {FLAT: quick_writer._torch("last", {"state": random.Random(f"flat/{seed}/{step}").randbytes(30_000)})}
 
 
-def write(output: str, seed: int, count: int) -> None:
+def write(output: str, seed: int, count: int, settle: float) -> None:
     """The writer. Half of what it writes goes out in two pieces."""
     chance = random.Random(seed)
 
@@ -51,24 +50,24 @@ def write(output: str, seed: int, count: int) -> None:
                 if cut < len(data):
                     time.sleep(chance.choice([0, 0.001, 0.005]))
                     file.write(data[cut:])
-            time.sleep(chance.choice([0, 0, 0, SETTLE / 4, SETTLE * 0.75]))
+            time.sleep(chance.choice([0, 0, 0, settle / 4, settle * 0.75]))
 
     for step in range(1, count + 1):
         put(flat_file(seed, step))
         put(root_files(seed, step))
-        time.sleep(chance.choice([0, 0, SETTLE / 2, SETTLE * 2, SETTLE * 4]))
+        time.sleep(chance.choice([0, 0, settle / 2, settle * 2, settle * 4]))
 
 
-def campaign(count: int, *, seed: int, kind: str) -> tuple[Counter[str], list[str]]:
+def campaign(count: int, *, seed: int, kind: str, settle: float) -> tuple[Counter[str], list[str]]:
     """Rewrites both `count` times on one file system: the figures, and the violations."""
     with races.place(kind) as (folder, rungs):
-        return _run(folder, rungs, seed, count)
+        return _run(folder, rungs, seed, count, settle)
 
 
-def _run(folder: Path, rungs: tuple[Rung, ...], seed: int, count: int) -> tuple[Counter[str], list[str]]:
+def _run(folder: Path, rungs: tuple[Rung, ...], seed: int, count: int, settle: float) -> tuple[Counter[str], list[str]]:
     uploads = SlowUploads(races.RATE)
     watching = uploads.watching = Watching(
-        folder / "output", spool=folder / "spool", rungs=rungs, settle=SETTLE, on_capture=uploads.put
+        folder / "output", spool=folder / "spool", rungs=rungs, settle=settle, on_capture=uploads.put
     )
     command = [
         sys.executable,
@@ -80,6 +79,8 @@ def _run(folder: Path, rungs: tuple[Rung, ...], seed: int, count: int) -> tuple[
         count,
         "--seed",
         seed,
+        "--settle",
+        settle,
     ]
     subprocess.run([str(word) for word in command], check=True, cwd=ROOT, timeout=3000)
     watching.finish()
@@ -108,13 +109,16 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", default="ext4", choices=["tmp", "ext4", "xfs", "tmpfs"])
+    parser.add_argument(
+        "--settle", type=float, default=0.1, help="seconds; the writer must not be stopped for five times as long"
+    )
     parser.add_argument("--write", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
-        write(arguments.write, arguments.seed, arguments.count)
+        write(arguments.write, arguments.seed, arguments.count, arguments.settle)
         return 0
     started = time.monotonic()
-    figures, violations = campaign(arguments.count, seed=arguments.seed, kind=arguments.kind)
+    figures, violations = campaign(arguments.count, seed=arguments.seed, kind=arguments.kind, settle=arguments.settle)
     found = ", ".join(f"{value} {name}" for name, value in figures.items())
     seconds = time.monotonic() - started
     print(
