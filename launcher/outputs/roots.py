@@ -246,7 +246,11 @@ class Root:
         ]
         candidate = self.candidate(path)
         candidate.leaving, candidate.missed = False, notice.missed
-        return [*over, Sign("closed", candidate)] if mask & MOVED_TO else over  # One rename may make it whole.
+        if not mask & MOVED_TO:
+            return over
+        folders = path.split("/")
+        candidate.promising |= candidates.is_named(folders, len(folders))
+        return [*over, Sign("closed", candidate)]  # One rename may make it whole.
 
     def gone(self, path: str, *, deleted: bool = True) -> None:
         """A candidate's folder is no more."""

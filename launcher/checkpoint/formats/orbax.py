@@ -26,34 +26,35 @@ _DATA = re.compile(r"(?:.*/)?d/[0-9a-f]{32}")
 
 
 class Orbax:
-    """A folder with `_CHECKPOINT_METADATA`, or a single item (`_METADATA` beside its store)."""
+    """A folder with `_CHECKPOINT_METADATA`, a single item (`_METADATA` beside its store), or a folder of such folders."""
 
     name = "orbax"
     completes = (METADATA, _COMMIT)
 
     def recognises(self, tree: Tree) -> bool:
-        return METADATA in tree.files or (_ITEM in tree.files and _MANIFEST in tree.files) or _unnamed(tree)
+        return bool(_saves(tree)) or (_ITEM in tree.files and _MANIFEST in tree.files) or _unnamed(tree)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         reasons = [f"{path} is being written" for path in tree.files if TEMPORARY in path][:1]
-        if METADATA in tree.files:
-            metadata = read_object(tree, METADATA)
+        saves = _saves(tree)
+        for prefix in saves:
+            metadata = read_object(tree, prefix + METADATA)
             if not metadata.get("commit_timestamp_nsecs"):
-                reasons.append(f"{METADATA} has no time of commit")
+                reasons.append(f"{prefix}{METADATA} has no time of commit")
             handlers = metadata.get("item_handlers")
-            items = list(handlers) if isinstance(handlers, dict) else []
+            items = [prefix + item for item in handlers] if isinstance(handlers, dict) else []
             reasons += [f"{item}, which {METADATA} names, is not there" for item in items if not _below(tree, item)]
             reasons += [
                 f"{item}/{_ITEM} is not there"
                 for item in items
                 if f"{item}/{_MANIFEST}" in tree.files and f"{item}/{_ITEM}" not in tree.files
             ]
-        elif _unnamed(tree):
+        if not saves and _unnamed(tree):
             reasons.append(f"{METADATA} is not there")
         reasons += _store_mistakes(tree)
         names = [path for path in tree.files if path.rpartition("/")[2] in (METADATA, _ITEM, "_sharding")]
         reasons += [reason for path in names if (reason := _json(tree, path))]
-        return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=False)
+        return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=_committed(tree, saves))
 
     def facts(self, tree: Tree) -> Facts:
         """Of the arrays' shapes, where the item's metadata has them."""
@@ -72,6 +73,15 @@ class Orbax:
 
     def claims(self, tree: Tree) -> frozenset[str]:
         return frozenset()
+
+
+def _saves(tree: Tree) -> list[str]:
+    """Prefixes of the checkpoints in a folder: "" for itself, `params/` of a StandardCheckpointer's that is deeper."""
+    return [path.removesuffix(METADATA) for path in tree.files if path.rpartition("/")[2] == METADATA]
+
+
+def _committed(tree: Tree, saves: list[str]) -> bool:
+    return bool(saves) and all(prefix + _COMMIT in tree.files for prefix in saves)
 
 
 def _unnamed(tree: Tree) -> bool:

@@ -46,7 +46,7 @@ TABLE = {
     "dcp": ("torch-dcp", {"dtype": "float32"}, "resume"),
     "nemo": ("nemo", {}, "inference"),
     "lightning": ("lightning", {"step": 12, "epoch": 1.0, "library_version": "2.6.6"}, "resume"),
-    "gguf": ("gguf", {"architecture": "llama", "dtype": "float32", "base_model": "tiny"}, "inference"),
+    "gguf": ("gguf", {"architecture": "llama", "dtype": "float32"}, "inference"),
     "numpy": ("numpy", {}, ""),
     "torch": ("torch-save", {"step": 3, "dtype": "float32"}, ""),
     "torch-old": ("torch-save", {"step": 3, "dtype": "float32"}, ""),
