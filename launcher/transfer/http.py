@@ -37,9 +37,7 @@ class Ranges:
         self._local = threading.local()
         self._tls: ssl.SSLContext | None = None
 
-    def get(
-        self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str] | None = None) -> None:
         """Passes `length` (> 0) bytes from `start` to `sink`, in order. `headers` go to the URL's own server only, not to
         one that it redirects to.
 

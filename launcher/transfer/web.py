@@ -7,6 +7,7 @@ they are still the same, so that two states of a file are never mixed.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import html.parser
@@ -53,9 +54,13 @@ class Web:
 
     def __init__(self, url: str, *, timeout: float, headers: Mapping[str, str] | None = None) -> None:
         self.url = shown(url)
-        self._base = url
+        parts = urllib.parse.urlsplit(url)
+        credentials, at, netloc = parts.netloc.rpartition("@")
+        self._base = urllib.parse.urlunsplit((parts.scheme, netloc, parts.path, parts.query, ""))
         self._timeout = timeout
         self._headers = dict(headers or {})
+        if at:
+            self._headers |= basic(urllib.parse.unquote(credentials))
         self._ranges = Ranges(timeout=min(timeout, 30.0))
         self._probes: dict[str, Probe] = {}
         self._tls: ssl.SSLContext | None = None
@@ -135,7 +140,8 @@ class Web:
         with self._open(url, {}) as (response, final):
             if response.headers.get_content_type() != "text/html":
                 raise SourceNotFound(source=shown(url), cause="it is no listing of a folder")
-            body = response.read(_PAGE + 1)
+            with _network(url):
+                body = response.read(_PAGE + 1)
         if len(body) > _PAGE:
             raise SourceNotFound(source=shown(url), cause=f"its listing is larger than {_PAGE >> 20} MiB")
         links = _Links()
@@ -159,7 +165,7 @@ class Web:
         try:
             self._ranges.get(probe.url, start, length, sink, self._headers | dict(probe.version))
         except Refused as refused:
-            raise _failure(probe.url, refused.status, refused.text) from refused
+            raise failure(probe.url, refused.status, refused.text) from refused
 
     def sequential(self, entry: Entry) -> bool:
         """Whether a file can only be had from its beginning to its end: `whole` then, not `stream`."""
@@ -172,12 +178,14 @@ class Web:
             hasher = Hasher()
             try:
                 with self._open(self._probes[entry.key].url, {}) as (response, _), open(destination, "wb") as file:
-                    while chunk := response.read(min(CHUNK, entry.size - hasher.size + 1)):
+                    while hasher.size <= entry.size:
+                        with _network(self.url):
+                            chunk = response.read(min(CHUNK, entry.size - hasher.size + 1))
+                        if not chunk:
+                            break
                         file.write(chunk)
                         hasher.update(chunk)
                         on_bytes(len(chunk))
-                        if hasher.size > entry.size:
-                            break
                     file.flush()
                     os.fchmod(file.fileno(), 0o444)
                     os.fsync(file.fileno())
@@ -198,30 +206,37 @@ class Web:
     def _open(self, url: str, headers: Mapping[str, str]) -> Iterator[tuple[http.client.HTTPResponse, str]]:
         """The answer to a GET and the URL that gave it; its body is not read beyond what the block reads."""
         own = urllib.parse.urlsplit(self._base)[:2]
-        try:
-            for _ in range(_REDIRECTS + 1):
+        for _ in range(_REDIRECTS + 1):
+            with _network(url):
                 parts = urllib.parse.urlsplit(url)
                 if parts.scheme == "https":
                     self._tls = self._tls or ssl.create_default_context()
                 connection = addresses.connection(
                     parts.scheme, parts.netloc, timeout=min(self._timeout, 30.0), tls=self._tls
                 )
-                target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-                given = {"Accept-Encoding": "identity"} | dict(headers) | (self._headers if parts[:2] == own else {})
-                with contextlib.closing(connection):
-                    connection.request("GET", target, headers=given)
+            with contextlib.closing(connection):
+                with _network(url):
+                    target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+                    given = {"Accept-Encoding": "identity"} | (self._headers if parts[:2] == own else {})
+                    connection.request("GET", target, headers=given | dict(headers))
                     response = connection.getresponse()
                     location = response.headers["Location"]
                     if response.status in (301, 302, 303, 307, 308) and location:
                         url = urllib.parse.urljoin(url, location)
                         continue
-                    if response.status not in (200, 206, 416):
-                        raise _failure(url, response.status, response.reason)
-                    yield response, url
-                    return
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise StoreUnavailable(store=shown(url), cause=str(error) or type(error).__name__) from error
+                if response.status not in (200, 206, 416):
+                    raise failure(url, response.status, response.reason)
+                yield response, url
+                return
         raise StoreError(store=self.url, cause=f"it redirects more than {_REDIRECTS} times")
+
+
+@contextlib.contextmanager
+def _network(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise StoreUnavailable(store=shown(url), cause=str(error) or type(error).__name__) from error
 
 
 class _Links(html.parser.HTMLParser):
@@ -234,7 +249,8 @@ class _Links(html.parser.HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
-def _failure(url: str, status: int, text: str) -> Exception:
+def failure(url: str, status: int, text: str) -> Exception:
+    """The exception that an HTTP answer means."""
     if status in (404, 410):
         return Missing(shown(url))
     if status in (401, 403, 407):
@@ -248,6 +264,11 @@ def _failure(url: str, status: int, text: str) -> Exception:
     if status == 429 or status >= 500:
         return StoreUnavailable(store=shown(url), cause=f"{status} {text}")
     return StoreError(store=shown(url), cause=f"{status} {text}")
+
+
+def basic(credentials: str) -> dict[str, str]:
+    """The header that carries `USER:PASSWORD`."""
+    return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
 
 
 def shown(url: str) -> str:
