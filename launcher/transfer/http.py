@@ -11,8 +11,10 @@ import re
 import ssl
 import threading
 import urllib.parse
+from collections.abc import Mapping
 
 from launcher.errors import StoreUnavailable
+from launcher.transfer import addresses
 from launcher.transfer.object_store import Sink
 
 _BUFFER = 256 << 10
@@ -35,20 +37,23 @@ class Ranges:
         self._local = threading.local()
         self._tls: ssl.SSLContext | None = None
 
-    def get(self, url: str, start: int, length: int, sink: Sink) -> None:
-        """Passes `length` (> 0) bytes from `start` to `sink`, in order.
+    def get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str] | None = None) -> None:
+        """Passes `length` (> 0) bytes from `start` to `sink`, in order. `headers` go to the URL's own server only, not to
+        one that it redirects to.
 
         Raises Refused for an answer without them, StoreUnavailable for what may go better a second time: then `sink` has
         had the first so many bytes, and the caller goes on behind them.
         """
+        own = urllib.parse.urlsplit(url)[:2]
         for _ in range(_REDIRECTS + 1):
-            location = self._get(url, start, length, sink)
+            same = urllib.parse.urlsplit(url)[:2] == own
+            location = self._get(url, start, length, sink, (headers or {}) if same else {})
             if location is None:
                 return
             url = urllib.parse.urljoin(url, location)
         raise StoreUnavailable(store=_shown(url), cause="it redirects in a circle")
 
-    def _get(self, url: str, start: int, length: int, sink: Sink) -> str | None:
+    def _get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str]) -> str | None:
         parts = urllib.parse.urlsplit(url)
         key = (parts.scheme, parts.netloc)
         target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
@@ -56,12 +61,12 @@ class Ranges:
         keep = False
         try:
             try:
-                response = self._ask(connection, target, start, length)
+                response = self._ask(connection, target, start, length, headers)
             except (http.client.RemoteDisconnected, ConnectionError):
                 if not reused:
                     raise
                 connection.close()  # The server had closed the kept connection meanwhile.
-                response = self._ask(connection, target, start, length)
+                response = self._ask(connection, target, start, length, headers)
             if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
                 return str(response.headers["Location"])
             self._check(response, start, length, url)
@@ -84,10 +89,10 @@ class Ranges:
         return None
 
     def _ask(
-        self, connection: http.client.HTTPConnection, target: str, start: int, length: int
+        self, connection: http.client.HTTPConnection, target: str, start: int, length: int, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
-        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        connection.request("GET", target, headers=headers)
+        asked = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        connection.request("GET", target, headers=asked | dict(headers))
         return connection.getresponse()
 
     def _check(self, response: http.client.HTTPResponse, start: int, length: int, url: str) -> None:
@@ -124,9 +129,7 @@ class Ranges:
             return kept[key], kept[key].sock is not None
         if key[0] == "https":
             self._tls = self._tls or ssl.create_default_context()
-            kept[key] = http.client.HTTPSConnection(key[1], timeout=self._timeout, context=self._tls)
-        else:
-            kept[key] = http.client.HTTPConnection(key[1], timeout=self._timeout)
+        kept[key] = addresses.connection(*key, timeout=self._timeout, tls=self._tls)
         return kept[key], False
 
 

@@ -48,13 +48,26 @@ class Exists(Exception):
     """The store said that the object exists already (which can also be our own, see `create`)."""
 
 
-class ObjectStore(Protocol):
-    """What a store's place must offer. Every method may be called from several threads.
+class Readable(Protocol):
+    """What a place must offer that checkpoints are only read from. Every method may be called from several threads.
 
     All raise StoreUnavailable (retryable), StoreError or AccessDenied; a missing object is `Missing`.
     """
 
     url: str
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
+
+    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
+        """Passes `length` bytes from `start` to `sink`, in order, in pieces whose memory is used again after the call.
+
+        One attempt: where it raises StoreUnavailable, `sink` has had the first so many bytes. `bulk.download` goes on
+        behind them, verifies, and is what to use for files."""
+
+
+class ObjectStore(Readable, Protocol):
+    """What a store's place must offer besides, under the same rules."""
 
     def create_once(self, key: str, body: bytes) -> None:
         """One attempt, never retried inside, to create an object that must not exist: raises Exists, or any StoreError
@@ -69,17 +82,8 @@ class ObjectStore(Protocol):
     def put(self, key: str, body: bytes) -> None:
         """Writes a small object, replacing what was there: for records and caches only."""
 
-    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
-        """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
-
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
         """Stores a local file; the digest is of the bytes sent."""
-
-    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
-        """Passes `length` bytes from `start` to `sink`, in order, in pieces whose memory is used again after the call.
-
-        One attempt: where it raises StoreUnavailable, `sink` has had the first so many bytes. `bulk.download` goes on
-        behind them, verifies, and is what to use for files."""
 
     def copy(self, source_key: str, target_key: str) -> None:
         """Makes an object from another one inside the place, replacing what was there: its bytes do not pass through here.
