@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from launcher.errors import AccessDenied, NoSpace, StoreError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher, chunks
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 _TEMPORARY = ".tmp-"
 _FICLONE = 0x40049409
@@ -116,6 +116,13 @@ class LocalStore:
         with self._errors(source_key), open(self._path(source_key), "rb", buffering=0) as file:
             self._make_folder(os.path.dirname(path))
             _clone(file.fileno(), path)
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """A file is written at its place, and belongs to no checkpoint until it is whole."""
+        return iter(())
+
+    def abort(self, upload: Unfinished) -> None:
+        """There is none."""
 
     def settle(self, prefix: str) -> None:
         with self._errors(prefix):

@@ -40,6 +40,16 @@ class Moved:
     blocks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload that was begun and not finished: no reader sees it, and what arrived of it takes space. `began`: Unix
+    seconds by the store's own clock."""
+
+    key: str
+    id: str
+    began: float
+
+
 class Missing(Exception):
     """The object does not exist. Internal: callers turn it into an error that names what they looked for."""
 
@@ -89,6 +99,12 @@ class ObjectStore(Readable, Protocol):
         """Makes an object from another one inside the place, replacing what was there: its bytes do not pass through here.
 
         Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """The uploads below `prefix` that were begun and not finished, as far as the place keeps and lists them."""
+
+    def abort(self, upload: Unfinished) -> None:
+        """Removes what arrived of an upload; one that is gone already is no error. Its writer, if it lives, begins anew."""
 
     def settle(self, prefix: str) -> None:
         """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""

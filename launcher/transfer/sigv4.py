@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -29,7 +29,7 @@ def signed(
     method: str,
     host: str,
     path: str,
-    query: Sequence[tuple[str, str]],
+    query: Mapping[str, str],
     headers: Mapping[str, str],
     *,
     keys: Keys,
@@ -57,9 +57,9 @@ def signed(
     return given
 
 
-def encoded(query: Sequence[tuple[str, str]]) -> str:
+def encoded(query: Mapping[str, str]) -> str:
     """A query in the form that is signed and sent."""
-    return "&".join(f"{_quote(name)}={_quote(value)}" for name, value in sorted(query))
+    return "&".join(f"{_quote(name)}={_quote(value)}" for name, value in sorted(query.items()))
 
 
 def _quote(text: str) -> str:
