@@ -19,9 +19,9 @@ from launcher.errors import AccessDenied, SettingsError, StoreError, StoreUnavai
 from launcher.transfer import multipart
 from launcher.transfer.digest import Hasher
 from launcher.transfer.http import Ranges, Refused
-from launcher.transfer.multipart import MEMORY, Memory
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
-from launcher.transfer.retry import engine_config
+from launcher.transfer.multipart import Memory
+from launcher.transfer.object_store import MEMORY, Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
+from launcher.transfer.retry import call, engine_config
 from launcher.transfer.s3 import Uploads
 from launcher.transfer.sigv4 import Keys
 
@@ -37,6 +37,9 @@ _SIGN_FROM = 1 << 20
 0.4 against 0.56 s for 512 MiB; below, signing costs more than it saves)."""
 _SIGNED = 3600
 """Seconds that a signed URL is good for; it is used for the first half of them."""
+_OWN_FROM = 1 << 20
+"""Bytes from which our own requests take less CPU than the engine's (measured: 0.54 against 0.68 s for 512 MiB, but 0.67
+against 0.43 s for 1,000 files of 64 KiB)."""
 _STALLED = 30.0
 """Seconds without a byte after which a body is cut and gone on with."""
 _OTHER_MEMORY = 64 << 20
@@ -71,20 +74,23 @@ class CloudStore:
         if any(environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
             options["allow_http"] = True
         common: dict[str, Any] = {"client_options": options}
-        if self.url.startswith(("s3:", "s3a:")):
+        self._is_s3 = self.url.startswith(("s3:", "s3a:"))
+        if self._is_s3:
             common |= _aws(environ)
         try:
             # Files: the engine goes on where a body was cut. Small objects: every try is ours to count (see `create`).
             self._store = store.from_url(self.url, retry_config=engine_config(timeout), **common)
-            self._small = store.from_url(self.url, retry_config=engine_config(timeout) | {"max_retries": 0}, **common)
+            once = common | {"retry_config": engine_config(timeout) | {"max_retries": 0}}
+            self._plain = store.from_url(self.url, **once)
+            self._small = store.from_url(self.url, **once, checksum_algorithm="sha256") if self._is_s3 else self._plain
         except (exceptions.BaseError, ValueError) as error:
             raise SettingsError(what=f"The store URL {url} cannot be used: {_cause(error)}") from error
-        self._keys = _keys(common, environ) if self.url.startswith(("s3:", "s3a:")) else None
+        self._keys = _keys(common, environ) if self._is_s3 else None
         self._uploads: Uploads | None = None
 
     def create_once(self, key: str, body: bytes) -> None:
         with self._errors(key):
-            self._obstore.put(self._small, key, body, mode="create", use_multipart=False)
+            self._put(key, body, mode="create")
 
     def get(self, key: str) -> bytes:
         with self._errors(key):
@@ -103,7 +109,17 @@ class CloudStore:
 
     def put(self, key: str, body: bytes) -> None:
         with self._errors(key):
-            self._obstore.put(self._small, key, body, use_multipart=False)
+            self._put(key, body)
+
+    def _put(self, key: str, body: bytes, **options: Any) -> None:
+        """One request, with its SHA-256 for the server to check, unless it is one that knows no checksums."""
+        try:
+            self._obstore.put(self._small, key, body, use_multipart=False, **options)
+        except self._exceptions.BaseError as error:
+            if self._small is self._plain or "NotImplemented" not in str(error):
+                raise
+            self._small = self._plain
+            self._obstore.put(self._small, key, body, use_multipart=False, **options)
 
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         with self._errors(prefix):
@@ -113,7 +129,7 @@ class CloudStore:
 
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
         size = os.stat(source).st_size
-        uploads = self._own_uploads() if size else None
+        uploads = self._own_uploads() if size >= _OWN_FROM else None
         if uploads:
             try:
                 return multipart.upload(uploads, self._memory, source, size, key, on_bytes)
@@ -128,11 +144,17 @@ class CloudStore:
                     on_bytes(len(chunk))
                     yield chunk
 
-        with self._errors(key), self._memory.room(min(size, _SINGLE_PUT * (_PARTS + 1))):
+        def once() -> None:
+            with self._errors(key):
+                self._put(key, body)
+
+        with self._memory.room(min(size, _SINGLE_PUT * (_PARTS + 1))):
             if size <= _SINGLE_PUT:
-                self._obstore.put(self._store, key, b"".join(parts()), use_multipart=False)
+                body = b"".join(parts())
+                call(once, self._timeout)
             else:
-                self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
+                with self._errors(key):
+                    self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
         return Moved(hasher.size, hasher.digest, hasher.blocks)
 
     def _own_uploads(self) -> Uploads | None:

@@ -19,8 +19,6 @@ from launcher.transfer.http import Body, Refused
 from launcher.transfer.object_store import Moved, OnBytes
 from launcher.transfer.s3 import Gone, Part, Uploads
 
-MEMORY = 256 << 20
-"""Bytes of a process that uploads, where nothing else is said."""
 _PIECE = 256 << 10
 """Bytes sent by one call: a connection is cut as stalled when one of them has not gone in time."""
 _MOST_PARTS = 10_000
@@ -55,15 +53,16 @@ class Memory:
     @contextlib.contextmanager
     def take(self, size: int) -> Iterator[memoryview]:
         """A buffer of `size` bytes, as soon as there is room for it."""
-        whole = -(-size // BLOCK) * BLOCK
+        whole = size if size < BLOCK // 4 else -(-size // BLOCK) * BLOCK
         with self.room(whole):
             with self._changed:
                 fits = [each for each in self._idle if len(each) == whole]
                 self._idle = fits[1:]
             buffer = fits[0] if fits else bytearray(whole)
             yield memoryview(buffer)[:size]
-            with self._changed:
-                self._idle.append(buffer)
+            if whole >= BLOCK:
+                with self._changed:
+                    self._idle.append(buffer)
 
 
 def upload(uploads: Uploads, memory: Memory, source: str, size: int, key: str, on_bytes: OnBytes) -> Moved:

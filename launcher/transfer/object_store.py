@@ -13,6 +13,9 @@ from typing import Protocol
 from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
 from launcher.transfer.retry import policy
 
+MEMORY = 256 << 20
+"""Bytes of a process that uploads, where nothing else is said."""
+
 OnBytes = Callable[[int], None]
 """Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again. By waiting
 in it, a caller slows the transfer down; by raising, he ends it."""
