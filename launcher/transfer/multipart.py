@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from launcher.errors import StoreUnavailable
 from launcher.transfer.digest import BLOCK, of_blocks
 from launcher.transfer.http import Body, Refused
-from launcher.transfer.object_store import Moved, OnBytes
+from launcher.transfer.object_store import Moved, OnBytes, Unfinished
 from launcher.transfer.s3 import Gone, Part, Uploads
 
 _PIECE = 256 << 10
@@ -86,7 +86,11 @@ def upload(uploads: Uploads, memory: Memory, source: str, size: int, key: str, o
             except Gone as gone:
                 if not left:
                     raise StoreUnavailable(store=key, cause=f"its upload was aborted again and again: {gone}") from gone
-                on_bytes(-file.moved)
+            except Refused:
+                if not there:
+                    raise
+                uploads.abort(Unfinished(key, upload, 0.0))  # An earlier try's upload does not go with ours.
+            on_bytes(-file.moved)
     finally:
         os.close(fd)
     blocks = [file.blocks[index] for index in range(len(file.blocks))]
@@ -172,6 +176,7 @@ class _File:
                 self.blocks[(start + offset) // BLOCK] = _read(self.fd, block, start + offset, self.key)
             part = self.there.get(index + 1)
             if part is not None and part.holds(data):
+                part = self.uploads.known(part, data)
                 self._count(len(data))
             else:
                 body = pieces(data, self._count)

@@ -81,16 +81,24 @@ class Uploads:
 
     def put_whole(self, key: str, data: memoryview, body: Body) -> None:
         """Stores an object by one request."""
+        self._put(key, {}, data, body)
+
+    def known(self, part: Part, data: memoryview) -> Part:
+        """A part of an earlier try, which holds `data`, as `finish` needs it: listings leave out its CRC-32."""
+        return Part(part.etag, crc32(data) if self._crc32 else "", part.size)
+
+    def _put(self, key: str, query: Mapping[str, str], data: memoryview, body: Body) -> Part:
         try:
-            self._put(key, {}, data, body)
+            return self._put_summed(key, query, data, body, self._crc32)
         except Refused as refused:
             if refused.status not in (400, 501) or not self._crc32:
                 raise
+            part = self._put_summed(key, query, data, body, False)
             self._crc32 = False
-            self._put(key, {}, data, body)
+            return part
 
-    def _put(self, key: str, query: Mapping[str, str], data: memoryview, body: Body) -> Part:
-        summed = crc32(data) if self._crc32 else ""
+    def _put_summed(self, key: str, query: Mapping[str, str], data: memoryview, body: Body, with_crc32: bool) -> Part:
+        summed = crc32(data) if with_crc32 else ""
         md5 = "" if summed else base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         headers = {"content-length": str(len(data))} | ({_CRC32: summed} if summed else {"content-md5": md5})
 
