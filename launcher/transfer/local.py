@@ -101,15 +101,20 @@ class LocalStore:
                 return _copy(file.fileno(), path, on_bytes, mode=0o444)
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
-        with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
+        with self._errors(key):
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        try:
             buffer = memoryview(bytearray(min(length, CHUNK)))
             end = start + length
             while start < end:
-                count = os.preadv(file.fileno(), [buffer[: min(len(buffer), end - start)]], start)
+                with self._errors(key):  # Not around the sink: its errors are not the store's.
+                    count = os.preadv(fd, [buffer[: min(len(buffer), end - start)]], start)
                 if not count:
                     raise StoreError(store=self.url, cause=f"{key} ends at {start}, before {end}")
                 sink(buffer[:count])
                 start += count
+        finally:
+            os.close(fd)
 
     def copy(self, source_key: str, target_key: str) -> None:
         path = self._path(target_key)
