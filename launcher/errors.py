@@ -12,6 +12,7 @@
     │   ├── ObjectDamaged                 a name's version, a tombstone or a pin of the store
     │   ├── DigestMismatch
     │   ├── UnsafePath
+    │   ├── ArchiveRefused                damaged, or with members that no checkpoint has
     │   ├── FormatBroken                  a checkpoint that its own library could not load
     │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
@@ -139,6 +140,14 @@ class UnsafePath(InvalidDataError):
 
     kind = "unsafe-path"
     message = "The path {path!r} cannot be part of a checkpoint: {cause}."
+
+
+class ArchiveRefused(InvalidDataError):
+    """An archive is damaged, or has members that no checkpoint has: links, devices, doubles, a bomb."""
+
+    kind = "archive-refused"
+    message = "The archive {source} cannot be unpacked: {cause}."
+    default_hint = "Nothing of it is used. If it is trusted, unpack it yourself and give the folder."
 
 
 class FormatBroken(InvalidDataError):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from launcher.errors import StoreUnavailable
 from launcher.transfer.digest import BLOCK, CHUNK, of_blocks
-from launcher.transfer.object_store import Moved, ObjectStore, OnBytes
+from launcher.transfer.object_store import Moved, OnBytes, Readable
 from launcher.transfer.retry import call
 
 _TRIES = 3
@@ -45,7 +45,7 @@ class Damaged(Exception):
 
 
 def download(
-    place: ObjectStore, wanted: Iterable[Wanted], *, threads: int, timeout: float, on_bytes: OnBytes
+    place: Readable, wanted: Iterable[Wanted], *, threads: int, timeout: float, on_bytes: OnBytes
 ) -> list[Moved]:
     """Downloads every object and returns what came, in the order asked. The destinations' folders must exist.
 
@@ -102,7 +102,7 @@ def _units(files: list[_File]) -> Iterator[tuple[_File, int]]:
 class _File:
     """A destination while its units arrive, in any order and from several threads."""
 
-    place: ObjectStore
+    place: Readable
     wanted: Wanted
     timeout: float
     on_bytes: OnBytes

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.errors import AccessDenied, StoreError, StoreUnavailable, StoreUnsupported, UsageError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 REFUSED = frozenset({"simplecache", "filecache", "blockcache", "reference", "zip", "tar", "libarchive", "local", "dir"})
 """fsspec protocols that wrap another URL or reach local files by another name: never taken from a person's text."""
@@ -98,18 +98,25 @@ class GenericStore:
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         end = start + length
-        with self._errors(key):
-            while start < end:
+        while start < end:
+            with self._errors(key):  # Not around the sink: its errors are not the store's.
                 data = self._fs.cat_file(self._path(key), start=start, end=min(start + CHUNK, end))
-                if not data:
-                    raise StoreUnavailable(store=self.url, cause=f"{key} ended at {start}, before {end}")
-                sink(memoryview(data))
-                start += len(data)
+            if not data:
+                raise StoreUnavailable(store=self.url, cause=f"{key} ended at {start}, before {end}")
+            sink(memoryview(data))
+            start += len(data)
 
     def copy(self, source_key: str, target_key: str) -> None:
         with self._errors(source_key):
             self._fs.makedirs(os.path.dirname(self._path(target_key)), exist_ok=True)
             self._fs.cp_file(self._path(source_key), self._path(target_key))
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """fsspec cannot list them."""
+        return iter(())
+
+    def abort(self, upload: Unfinished) -> None:
+        """There is none."""
 
     def settle(self, prefix: str) -> None:
         """fsspec has no notion of durability: what the protocol promises is what there is."""

@@ -17,7 +17,7 @@ from typing import TypeVar
 from launcher.errors import AccessDenied, NoSpace, StoreError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher, chunks
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 T = TypeVar("T")
 _TEMPORARY = ".tmp-"
@@ -117,19 +117,31 @@ class LocalStore:
             return self._in_its_folder(key, lambda path: _copy(file.fileno(), path, on_bytes, mode=0o444))
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
-        with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
+        with self._errors(key):
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        try:
             buffer = memoryview(bytearray(min(length, CHUNK)))
             end = start + length
             while start < end:
-                count = os.preadv(file.fileno(), [buffer[: min(len(buffer), end - start)]], start)
+                with self._errors(key):  # Not around the sink: its errors are not the store's.
+                    count = os.preadv(fd, [buffer[: min(len(buffer), end - start)]], start)
                 if not count:
                     raise StoreError(store=self.url, cause=f"{key} ends at {start}, before {end}")
                 sink(buffer[:count])
                 start += count
+        finally:
+            os.close(fd)
 
     def copy(self, source_key: str, target_key: str) -> None:
         with self._errors(source_key), open(self._path(source_key), "rb", buffering=0) as file:
             self._in_its_folder(target_key, lambda path: _clone(file.fileno(), path))
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """A file is written at its place, and belongs to no checkpoint until it is whole."""
+        return iter(())
+
+    def abort(self, upload: Unfinished) -> None:
+        """There is none."""
 
     def settle(self, prefix: str) -> None:
         with self._errors(prefix):

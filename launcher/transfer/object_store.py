@@ -13,6 +13,9 @@ from typing import Protocol
 from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
 from launcher.transfer.retry import policy
 
+MEMORY = 256 << 20
+"""Bytes of a process that uploads, where nothing else is said."""
+
 OnBytes = Callable[[int], None]
 """Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again. By waiting
 in it, a caller slows the transfer down; by raising, he ends it."""
@@ -40,6 +43,16 @@ class Moved:
     blocks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload that was begun and not finished: no reader sees it, and what arrived of it takes space. `began`: Unix
+    seconds by the store's own clock."""
+
+    key: str
+    id: str
+    began: float
+
+
 class Missing(Exception):
     """The object does not exist. Internal: callers turn it into an error that names what they looked for."""
 
@@ -48,13 +61,26 @@ class Exists(Exception):
     """The store said that the object exists already (which can also be our own, see `create`)."""
 
 
-class ObjectStore(Protocol):
-    """What a store's place must offer. Every method may be called from several threads.
+class Readable(Protocol):
+    """What a place must offer that checkpoints are only read from. Every method may be called from several threads.
 
     All raise StoreUnavailable (retryable), StoreError or AccessDenied; a missing object is `Missing`.
     """
 
     url: str
+
+    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
+        """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
+
+    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
+        """Passes `length` bytes from `start` to `sink`, in order, in pieces whose memory is used again after the call.
+
+        One attempt: where it raises StoreUnavailable, `sink` has had the first so many bytes. `bulk.download` goes on
+        behind them, verifies, and is what to use for files."""
+
+
+class ObjectStore(Readable, Protocol):
+    """What a store's place must offer besides, under the same rules."""
 
     def create_once(self, key: str, body: bytes) -> None:
         """One attempt, never retried inside, to create an object that must not exist: raises Exists, or any StoreError
@@ -69,22 +95,19 @@ class ObjectStore(Protocol):
     def put(self, key: str, body: bytes) -> None:
         """Writes a small object, replacing what was there: for records and caches only."""
 
-    def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
-        """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
-
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
         """Stores a local file; the digest is of the bytes sent."""
-
-    def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
-        """Passes `length` bytes from `start` to `sink`, in order, in pieces whose memory is used again after the call.
-
-        One attempt: where it raises StoreUnavailable, `sink` has had the first so many bytes. `bulk.download` goes on
-        behind them, verifies, and is what to use for files."""
 
     def copy(self, source_key: str, target_key: str) -> None:
         """Makes an object from another one inside the place, replacing what was there: its bytes do not pass through here.
 
         Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """The uploads below `prefix` that were begun and not finished, as far as the place keeps and lists them."""
+
+    def abort(self, upload: Unfinished) -> None:
+        """Removes what arrived of an upload; one that is gone already is no error. Its writer, if it lives, begins anew."""
 
     def settle(self, prefix: str) -> None:
         """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""

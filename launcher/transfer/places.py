@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from launcher.transfer.object_store import ObjectStore
+from launcher.transfer.object_store import MEMORY, ObjectStore
 
 
-def open_place(url: str, *, timeout: float, environ: Mapping[str, str]) -> ObjectStore:
-    """The engine for a path or URL, not contacted yet. `timeout`: seconds one operation is retried."""
+def open_place(url: str, *, timeout: float, environ: Mapping[str, str], memory: int = MEMORY) -> ObjectStore:
+    """The engine for a path or URL, not contacted yet. `timeout`: seconds one operation is retried. `memory`: bytes of the
+    process while it uploads, about (clouds only: the others take a buffer of 1 MiB for each file in flight)."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         from launcher.transfer.local import LocalStore
@@ -22,7 +23,7 @@ def open_place(url: str, *, timeout: float, environ: Mapping[str, str]) -> Objec
     from launcher.transfer.cloud import SCHEMES, CloudStore
 
     if scheme in SCHEMES:
-        return CloudStore(url, timeout=timeout, environ=environ)
+        return CloudStore(url, timeout=timeout, environ=environ, memory=memory)
     from launcher.transfer.generic import GenericStore
 
     return GenericStore(url)
