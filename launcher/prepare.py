@@ -18,6 +18,7 @@ from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen, Provided
 from launcher.inputs.entries import Lease
+from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.progress import Progress
@@ -78,7 +79,8 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
-    chosen = choose.choose(spec.checkpoint, store, settings, environ)
+    selection = Selection(spec.include, spec.exclude, spec.only)
+    chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
 
 

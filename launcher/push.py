@@ -13,12 +13,14 @@ from typing import Any
 from launcher import __version__, names
 from launcher.checkpoint import formats, paths, reference
 from launcher.checkpoint.judgement import Judgement
-from launcher.checkpoint.manifest import SCHEMA, Facts, Manifest, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
 from launcher.ids import new_id
-from launcher.inputs.cache import fetch_files
+from launcher.inputs.cache import NodeCache, fetch_files
+from launcher.inputs.remote import Remote
+from launcher.inputs.selection import Selection
 from launcher.progress import Progress
 from launcher.store import layout
 from launcher.store.store import Checkpoint, Store
@@ -28,14 +30,30 @@ from launcher.transfer.object_store import Missing
 from launcher.transfer.retry import call
 
 
-def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit: Emit) -> Checkpoint:
-    """Stores a folder's content, or one file, as the next version of `name`.
+def push(
+    store: Store,
+    name: str,
+    path: str,
+    *,
+    threads: int,
+    force: bool,
+    emit: Emit,
+    selection: Selection = Selection(),
+    source: str = "",
+) -> Checkpoint:
+    """Stores a folder's content, or one file, as the next version of `name`. `source`: where it is from, if not `path`.
 
     Refused with FormatBroken where the files say that they are not whole, unless `force`. Symbolic links are followed
     nowhere: they and special files are named and left out.
     """
     names.check(name, "checkpoint name")
     tree = open_tree(path)
+    if selection:
+        tree = Folder(
+            tree.root, {path: size for path, size in tree.files.items() if selection.takes(path)}, tree.others
+        )
+        if not tree.files:
+            raise SourceNotFound(source=path, cause="no file of it is taken")
     judgement = formats.judge(tree)
     if not judgement.whole and judgement.verdict != "unknown" and not force:
         raise FormatBroken(
@@ -67,8 +85,22 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
         size=sum(file.size for file in files),
         facts=format.facts(tree) if format else Facts(),
         ready=format.ready(tree) if format else Ready(),
+        lineage=Lineage(sources=(source or os.path.abspath(os.path.expanduser(path)),)),
     )
     return store.commit(manifest)
+
+
+def push_remote(
+    store: Store, name: str, remote: Remote, cache: NodeCache, *, threads: int, force: bool, emit: Emit
+) -> Checkpoint:
+    """Stores what is somewhere else as the next version of `name`, through the node cache, where a job finds it again."""
+    names.check(name, "checkpoint name")
+    with Progress(f"Fetching {remote.url}", remote.size, emit) as progress:
+        path, lease = cache.fetch_remote(remote, progress.add)
+    try:
+        return push(store, name, str(path), threads=threads, force=force, emit=emit, source=remote.url)
+    finally:
+        lease.release()
 
 
 def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit: Emit) -> tuple[str, Checkpoint]:

@@ -18,6 +18,8 @@ _GROUPS = {
     "fine-tuning": ("launcher.cli.training", "fine_tuning", "The same, labelled as fine-tuning."),
     "checkpoint": ("launcher.cli.checkpoint", "group", "Push, list, inspect, fetch and verify checkpoints."),
     "cache": ("launcher.cli.cache", "group", "List, prune and verify the checkpoints kept on this machine."),
+    "storage": ("launcher.cli.storage", "group", "Name places elsewhere that checkpoints come from and go to."),
+    "secret": ("launcher.cli.secret", "group", "Keep the credentials for them."),
     "entrypoint": ("launcher.cli.entrypoint", "entrypoint", "Run a command as a container's ENTRYPOINT."),
     "recover": ("launcher.cli.recover", "recover", "Store what a crashed or cut-off job left whole on disk."),
     "config": ("launcher.cli.config", "group", "Show the settings in force and where each came from."),

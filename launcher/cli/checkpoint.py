@@ -14,30 +14,82 @@ if TYPE_CHECKING:
 
 @click.group("checkpoint")
 def group() -> None:
-    """Push, list, inspect, fetch and verify checkpoints."""
+    """Push, list, inspect, fetch, export and verify checkpoints."""
+
+
+_SELECTION = [
+    click.option("--include", multiple=True, metavar="GLOB", help="Only these files. May be repeated."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Not these files. May be repeated."),
+    click.option(
+        "--only",
+        type=click.Choice(["all", "inference"]),
+        default="all",
+        help="inference: no optimizer, scheduler, … [all]",
+    ),
+]
+
+
+def selection_options(command: Any) -> Any:
+    """The flags that choose files of a checkpoint."""
+    for option in reversed(_SELECTION):
+        command = option(command)
+    return command
 
 
 @group.command()
 @click.argument("name")
-@click.option(
-    "--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file."
-)
+@click.option("--file", "path", metavar="SOURCE", help="A folder (its content is taken), a file, an archive, or a URL.")
+@click.option("--storage-provider", "storage", metavar="STORAGE", help="Take it from this storage …")
+@click.option("--source-path", metavar="PATH", help="… at this path; on the hub the repository.")
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
+@selection_options
 @json_option
 @click.pass_context
-def push(ctx: click.Context, name: str, path: str, force: bool, as_json: bool) -> None:
-    """Stores a folder or file as a checkpoint. The same name again makes its next version.
+def push(
+    ctx: click.Context,
+    name: str,
+    path: str | None,
+    storage: str | None,
+    source_path: str | None,
+    force: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    only: Any,
+    as_json: bool,
+) -> None:
+    """Stores a checkpoint. The same name again makes its next version.
 
     \b
     Examples:
       launcher checkpoint push mistral_tiny_base --file ./model
-      cd model && launcher checkpoint push mistral_tiny_base --file ./
+      launcher checkpoint push base --file s3://bucket/models/base
+      launcher checkpoint push qwen --file hf://Qwen/Qwen2.5-7B@main
+      launcher checkpoint push base --file https://example.org/base.tar.zst --only inference
+      launcher checkpoint push qwen --storage-provider hub --source-path Qwen/Qwen2.5-7B
     """
     from launcher import push as pushing
-    from launcher.events import Console
+    from launcher.cli.context import console
+    from launcher.errors import UsageError
+    from launcher.inputs import remote
+    from launcher.inputs.cache import NodeCache
+    from launcher.inputs.selection import Selection
 
-    settings, _ = current(ctx)
-    pushed = pushing.push(open_store(ctx), name, path, threads=settings.transfer_threads, force=force, emit=Console())
+    settings, environ = current(ctx)
+    source = path or source_path
+    if not source or (path and source_path) or (storage and not source_path):
+        raise UsageError(
+            what="Say once where the checkpoint is: --file SOURCE, or --storage-provider STORAGE --source-path PATH."
+        )
+    selection = Selection(include, exclude, only)
+    found = remote.of_text(f"storage:{storage}/{source}" if storage else source, selection, settings, environ)
+    store, emit = open_store(ctx), console(ctx)
+    threads = settings.transfer_threads
+    if found:
+        cache = NodeCache.open(settings, emit)
+        pushed = pushing.push_remote(store, name, found, cache, threads=threads, force=force, emit=emit)
+    else:
+        source = remote.local_path(source)
+        pushed = pushing.push(store, name, source, threads=threads, force=force, emit=emit, selection=selection)
     if as_json:
         print_json(as_document(pushed))
     else:
@@ -101,6 +153,46 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
     settings, _ = current(ctx)
     target, found = pushing.fetch(open_store(ctx), ref, destination, threads=settings.transfer_threads, emit=Console())
     click.echo(f"Fetched {found.label} to {target}")
+
+
+@group.command()
+@click.argument("ref")
+@click.option("--storage-provider", "storage", metavar="STORAGE", help="Write it to this storage …")
+@click.option("--destination-path", metavar="PATH", help="… at this path.")
+@click.option("--destination", metavar="URL", help="Or to a URL (s3://, gs://, az://) or a folder.")
+@selection_options
+@click.pass_context
+def export(
+    ctx: click.Context,
+    ref: str,
+    storage: str | None,
+    destination_path: str | None,
+    destination: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    only: Any,
+) -> None:
+    """Copies a checkpoint to a place elsewhere, as the plain files that it is made of.
+
+    \b
+    Examples:
+      launcher checkpoint export ft_01@v2 --storage-provider lab --destination-path my-bucket/checkpoints/ft_01/
+      launcher checkpoint export ft_01 --destination s3://my-bucket/ft_01 --only inference
+    """
+    from launcher import export as exporting
+    from launcher.cli.context import console
+    from launcher.errors import UsageError
+    from launcher.inputs.selection import Selection
+    from launcher.text import size
+
+    settings, environ = current(ctx)
+    if bool(storage and destination_path) == bool(destination) or bool(storage) != bool(destination_path):
+        raise UsageError(what="Say where to: --storage-provider STORAGE --destination-path PATH, or --destination URL.")
+    text = destination or f"storage:{storage}/{destination_path}"
+    place = exporting.target(text, settings, environ)
+    selection = Selection(include, exclude, only)
+    found, sent = exporting.export(open_store(ctx), ref, place, settings, selection=selection, emit=console(ctx))
+    click.echo(f"Exported {found.label} to {place.url}: {size(sent)}")
 
 
 @group.command()

@@ -29,6 +29,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
     """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    include: tuple[str, ...] = ()
+    """Of the input checkpoints, only files that match one of these globs: *.json, tokenizer/*. Default: all."""
+    exclude: tuple[str, ...] = ()
+    """Of the input checkpoints, no file that matches one of these globs."""
+    only: Literal["all", "inference"] = "all"
+    """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Accelerators on each node, and so processes that torchrun starts there."""
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
@@ -67,7 +73,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
 
 
-LISTS = frozenset({"checkpoint", "command"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude"})
 
 
 def load(
@@ -87,8 +93,8 @@ def load(
         ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
     ]
     variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
-    if "checkpoint" in variables:
-        variables["checkpoint"] = [part.strip() for part in variables["checkpoint"].split(",") if part.strip()]
+    for key in LISTS & variables.keys():
+        variables[key] = [part.strip() for part in variables[key].split(",") if part.strip()]
     layers.append(("LAUNCHER_{KEY}", variables))
     mistakes: list[str] = []
     if file:

@@ -41,9 +41,12 @@ _PROXIES = tuple(each for name in ("http_proxy", "https_proxy", "all_proxy") for
 
 
 class CloudStore:
-    """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried."""
+    """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried. `options`: what obstore is told
+    besides (endpoint, region, credential_provider …), which wins over the environment."""
 
-    def __init__(self, url: str, *, timeout: float, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, url: str, *, timeout: float, environ: Mapping[str, str], options: Mapping[str, Any] | None = None
+    ) -> None:
         import obstore
         from obstore import exceptions, store
 
@@ -53,14 +56,16 @@ class CloudStore:
         self._urls: dict[str, tuple[str, float]] = {}
         self._can_sign = not any(environ.get(name) for name in _PROXIES)  # The engine knows proxies, `Ranges` does not.
         self._ranges = Ranges(timeout=min(timeout, _STALLED))
-        options: dict[str, Any] = {
+        client: dict[str, Any] = {
             "connect_timeout": timedelta(seconds=min(10.0, timeout)),
             "timeout": timedelta(seconds=max(timeout, 1.0)),
         }
-        if any(environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
-            options["allow_http"] = True
-        common: dict[str, Any] = {"client_options": options}
-        if self.url.startswith(("s3:", "s3a:")):
+        given = dict(options or {})
+        endpoints = [environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")]
+        if any(endpoint.startswith("http://") for endpoint in [*endpoints, given.get("endpoint", "")]):
+            client["allow_http"] = True
+        common: dict[str, Any] = {"client_options": client} | given
+        if self.url.startswith(("s3:", "s3a:")) and "credential_provider" not in given:
             common |= _aws(environ)
         try:
             # Files: the engine goes on where a body was cut. Small objects: every try is ours to count (see `create`).

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from launcher.transfer.object_store import ObjectStore
 
 
-def open_place(url: str, *, timeout: float, environ: Mapping[str, str]) -> ObjectStore:
-    """The engine for a path or URL, not contacted yet. `timeout`: seconds one operation is retried."""
+def open_place(
+    url: str, *, timeout: float, environ: Mapping[str, str], options: Mapping[str, Any] | None = None
+) -> ObjectStore:
+    """The engine for a path or URL, not contacted yet. `timeout`: seconds one operation is retried. `options`: a cloud's
+    endpoint, region and credentials, instead of the environment's."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         from launcher.transfer.local import LocalStore
@@ -22,7 +26,7 @@ def open_place(url: str, *, timeout: float, environ: Mapping[str, str]) -> Objec
     from launcher.transfer.cloud import SCHEMES, CloudStore
 
     if scheme in SCHEMES:
-        return CloudStore(url, timeout=timeout, environ=environ)
+        return CloudStore(url, timeout=timeout, environ=environ, options=options)
     from launcher.transfer.generic import GenericStore
 
     return GenericStore(url)

@@ -272,6 +272,8 @@ def basic(credentials: str) -> dict[str, str]:
 
 
 def shown(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
+    """A URL without what may be secret in it: user, password, query. Any other text as it is."""
+    if "://" not in url:
+        return url
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
