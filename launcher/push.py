@@ -57,7 +57,7 @@ def push(
     judgement = formats.judge(tree)
     if not judgement.whole and judgement.verdict != "unknown" and not force:
         raise FormatBroken(
-            source=path,
+            source=source or path,
             cause="; ".join(judgement.reasons[:3]),
             hint="Push it all the same with --force, if it is what you mean.",
         )
