@@ -155,7 +155,7 @@ class Web:
                 head, slash, deeper = link.path.removeprefix(folder).partition("/")
                 inside = link[:2] == base[:2] and link.path.startswith(folder) and head and not deeper
                 if inside and not link.query and not link.fragment:
-                    result[urllib.parse.unquote(head) + slash] = urllib.parse.urlunsplit(link)
+                    result[urllib.parse.unquote(head, errors="surrogateescape") + slash] = urllib.parse.urlunsplit(link)
         return result
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
