@@ -10,9 +10,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
+from launcher.checkpoint import safety
+from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
@@ -21,15 +22,18 @@ from launcher.inputs.entries import Lease
 from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
+from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, torchrun
 from launcher.runners.accelerators import detect
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
+from launcher.store import protection
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
 
+Rung = TypeVar("Rung", bound=str)
 RUNGS = ("bind", "userns", "landlock", "permissions", "none")
 
 
@@ -59,6 +63,8 @@ class Prepared:
     rungs: tuple[str, ...]
     provided: tuple[Provided, ...]
     spool: Path
+    watch: tuple[str, ...]
+    capture: tuple[filesystem.Rung, ...]
     verdict: Path
     leases: tuple[Lease, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
@@ -81,6 +87,8 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
+    for each in chosen:
+        safety.enforce(choose.findings(each, store, settings), spec.pickles, each.text, emit)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
 
 
@@ -95,10 +103,19 @@ def prepare(
 ) -> Prepared:
     """Provides the inputs and the folders. What it makes lies in the job folder and the node cache."""
     cache = NodeCache.open(settings, emit)
+    for chosen in checked.chosen:
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit) as progress:
             provided.append(choose.provide(chosen, store, cache, progress.add))
+        safety.enforce(choose.findings_inside(provided[-1]), spec.pickles, chosen.text, emit)
         emit(
             event(
                 "input-ready",
@@ -152,9 +169,11 @@ def prepare(
         output=str(output),
         mounts=tuple(mounts),
         hide=tuple(sorted(hide)),
-        rungs=_rungs(settings),
+        rungs=_rungs("input-guard", settings.input_guard, RUNGS),
         provided=tuple(provided),
-        spool=_spool(folder.path / "spool", output),
+        spool=folder.path / "spool",
+        watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
+        capture=_rungs("capture", settings.capture, filesystem.RUNGS),
         verdict=verdict,
         leases=tuple(each.lease for each in provided if each.lease),
     )
@@ -268,30 +287,15 @@ def _empty_folder(path: str) -> None:
         raise LocalResourceError(what=f"The input folder {path} cannot be made: {error.strerror}.") from error
 
 
-def _spool(own: Path, output: Path) -> Path:
-    """Where captures lie: the job folder's spool where files of the output can be linked to it, else below the output."""
-    probe, linked = output / f".probe-{os.getpid()}", own / f".probe-{os.getpid()}"
-    try:
-        probe.touch()
-        os.link(probe, linked)
-        linked.unlink()
-        return own
-    except OSError:
-        inside = output / ".launcher"
-        inside.mkdir(exist_ok=True)
-        return inside
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _rungs(settings: Settings) -> tuple[str, ...]:
-    if settings.input_guard == "auto":
-        return RUNGS
-    asked = tuple(part.strip() for part in settings.input_guard.split(","))
-    for rung in asked:
-        if rung not in RUNGS:
-            raise UsageError(what=f"--input-guard {rung}: choose from {', '.join(RUNGS)}, or auto.")
-    return asked
+def _rungs(key: str, asked: str, known: tuple[Rung, ...]) -> tuple[Rung, ...]:
+    """The ways that a setting lists, in its order; all of them for auto."""
+    if asked == "auto":
+        return known
+    words = [part.strip() for part in asked.split(",")]
+    for word in words:
+        if word not in known:
+            raise UsageError(what=f"--{key} {word}: choose from {', '.join(known)}, or auto.")
+    return tuple(each for word in words for each in known if each == word)
 
 
 def _half_of_memory() -> int:

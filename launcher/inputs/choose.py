@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import msgspec
 
 from launcher import names
-from launcher.checkpoint import paths, reference
+from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
+from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
 from launcher.inputs import remote
 from launcher.inputs.archives import is_archive
@@ -19,6 +20,7 @@ from launcher.inputs.entries import Lease
 from launcher.inputs.remote import Remote
 from launcher.inputs.selection import Selection
 from launcher.settings import Settings
+from launcher.store import tree as trees
 from launcher.store.store import Store
 from launcher.transfer.object_store import OnBytes
 
@@ -144,6 +146,30 @@ def _resolved(
 
 def _from(found: Remote, text: str, mounts: tuple[str, ...]) -> Chosen:
     return Chosen(text, mounts or (names.clean(found.name or "checkpoint"),), remote=found)
+
+
+def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...]:
+    """What the input's pickles hold that is not known to be harmless: by its manifest, else by a look at their headers."""
+    tree: Tree
+    if chosen.manifest:
+        if chosen.manifest.safety is not None:
+            return chosen.manifest.safety
+        tree = trees.tree_of(store, chosen.manifest)
+    elif chosen.remote and chosen.remote.archive:
+        return ()  # Looked at when it is unpacked: `findings_inside`.
+    elif chosen.remote:
+        place, entries = chosen.remote.place, chosen.remote.entries
+        tree = trees.remote_tree(place, entries, settings.store_timeout, settings.transfer_threads, chosen.text)
+    else:
+        assert chosen.folder
+        tree = Folder.scan(chosen.folder)
+    return safety.look(tree).findings
+
+
+def findings_inside(provided: Provided) -> tuple[str, ...]:
+    """The same of what came as an archive: nobody can look into one before it is unpacked."""
+    packed = provided.chosen.remote and provided.chosen.remote.archive
+    return safety.look(Folder.scan(provided.path)).findings if packed else ()
 
 
 def provide(chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes) -> Provided:

@@ -132,6 +132,12 @@ class HubRepository:
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         yield from (entry for entry in self._entries if entry.key.startswith(prefix) and entry.key > after)
 
+    def read(self, key: str, start: int, length: int) -> bytes:
+        data = bytearray()
+        size = next(entry.size for entry in self._entries if entry.key == key)
+        self.stream(key, start, max(0, min(length, size - start)), data.extend)
+        return bytes(data)
+
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         if not length:
             return

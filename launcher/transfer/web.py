@@ -167,6 +167,18 @@ class Web:
         except Refused as refused:
             raise failure(probe.url, refused.status, refused.text) from refused
 
+    def read(self, key: str, start: int, length: int) -> bytes:
+        probe = self._probes[key]
+        data = bytearray()
+        length = max(0, min(length, (probe.size or 0) - start))
+        if probe.ranges:
+            self.stream(key, start, length, data.extend)
+            return bytes(data)
+        with self._open(probe.url, {}) as (response, _), _network(self.url):
+            while start and (skipped := len(response.read(min(CHUNK, start)))):
+                start -= skipped
+            return response.read(length)
+
     def sequential(self, entry: Entry) -> bool:
         """Whether a file can only be had from its beginning to its end: `whole` then, not `stream`."""
         return not self._probes[entry.key].ranges
