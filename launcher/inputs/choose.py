@@ -152,7 +152,7 @@ def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...
     """What the input's pickles hold that is not known to be harmless: by its manifest, else by a look at their headers."""
     tree: Tree
     if chosen.manifest:
-        if chosen.manifest.safety is not None:
+        if chosen.manifest.safety is not None and not chosen.part:
             return chosen.manifest.safety
         tree = trees.tree_of(store, chosen.manifest)
     elif chosen.remote and chosen.remote.archive:

@@ -26,10 +26,11 @@ from pathlib import Path
 
 from launcher.checkpoint import formats
 from launcher.checkpoint.tree import Folder
-from launcher.push import verify
+from launcher.settings import Settings
 from launcher.store.store import Checkpoint, Store
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.places import open_place
+from launcher.verify import verify
 from tests.campaigns import quick_writer
 from tests.support.cli import ROOT, Launcher
 from tests.support.s3_server import serve
@@ -201,7 +202,9 @@ class Round:
     def _compare(self, found: dict[tuple[str, int], Checkpoint], on_disk: set[str]) -> None:
         self._figures.stored += len(found)
         for (name, version), checkpoint in found.items():
-            judged = verify(checkpoint.manifest.id, lambda: self._store, read_data=True)
+            judged = verify(
+                checkpoint.manifest.id, lambda: self._store, read_data=True, settings=Settings(), environ={}
+            )
             if not judged["whole"]:
                 self._violation(f"{name}@v{version} is broken: {judged['reasons']}")
         contents = Counter((name, self._files(each)) for (name, _), each in found.items())

@@ -29,8 +29,8 @@ from tests.support.web_server import WebServer, web_server
 
 FILES = {
     "notes.json": b'{"hello": "world"}',
-    "weights/model 1.bin": os.urandom((16 << 20) + 12345),  # more than one block
-    "weights/ö&#?.bin": os.urandom(100_000),
+    "weights/model 1.dat": os.urandom(300_000),
+    "weights/ö&#?.dat": os.urandom(100_000),
     "optimizer.pt": os.urandom(5000),
     "empty.txt": b"",
 }
@@ -78,11 +78,13 @@ def test_a_folder_of_a_web_server_is_its_listing(
     web: WebServer, settings: Settings, cache: NodeCache, ranges: bool
 ) -> None:
     web.ranges = ranges
+    large = {"weights/model 1.dat": os.urandom((16 << 20) + 12345)}  # more than one block
+    write(web.folder / "model", large)
     found = remote.find(f"{web.url}/model", Selection(), settings, {})  # without its slash: the server redirects
-    assert fetched(found, cache) == FILES
+    assert fetched(found, cache) == FILES | large
     before = len(web.requests)
     again = remote.find(f"{web.url}/model/", Selection(), settings, {})
-    assert again.name == "model" and fetched(again, cache) == FILES
+    assert again.name == "model" and fetched(again, cache) == FILES | large
     sent = [path for path, asked, _ in web.requests[before:] if asked not in ("", "bytes=0-0")]
     print(f"{before} requests the first time; the second time {len(sent)} for bytes of files")
 
@@ -101,15 +103,15 @@ def test_pythons_own_server_is_enough(tmp_path: Path, settings: Settings, cache:
 
 
 def test_one_file_and_a_signed_url(web: WebServer, settings: Settings, cache: NodeCache) -> None:
-    found = remote.find(f"{web.url}/model/weights/model%201.bin?X-Amz-Signature=abc", Selection(), settings, {})
-    assert (found.url, found.name) == (f"{web.url}/model/weights/model%201.bin", "model 1.bin")
-    assert fetched(found, cache) == {"model 1.bin": FILES["weights/model 1.bin"]}
+    found = remote.find(f"{web.url}/model/weights/model%201.dat?X-Amz-Signature=abc", Selection(), settings, {})
+    assert (found.url, found.name) == (f"{web.url}/model/weights/model%201.dat", "model 1.dat")
+    assert fetched(found, cache) == {"model 1.dat": FILES["weights/model 1.dat"]}
     assert all("X-Amz-Signature=abc" in path for path, _, _ in web.requests)
 
 
 def test_a_file_that_is_replaced_meanwhile_is_never_mixed(web: WebServer, settings: Settings, cache: NodeCache) -> None:
     found = remote.find(f"{web.url}/model/", Selection(), settings, {})
-    (web.folder / "model" / "weights" / "model 1.bin").write_bytes(os.urandom((16 << 20) + 12345))
+    (web.folder / "model" / "weights" / "model 1.dat").write_bytes(os.urandom(300_000))
     with pytest.raises(StoreError, match="replaced while it was being read"):
         fetched(found, cache)
     assert cache.entries() == []
@@ -122,9 +124,9 @@ def test_a_password_goes_to_its_own_server_only(web: WebServer, settings: Settin
     with pytest.raises(AccessDenied, match="401"):
         remote.find(f"{web.url}/model/", Selection(), settings, {})
     with web_server(tmp_path / "web") as other:
-        web.redirects = {"/elsewhere.bin": f"{other.url}/model/optimizer.pt"}
+        web.redirects = {"/elsewhere.dat": f"{other.url}/model/optimizer.pt"}
         url = web.url.replace("://", "://me:top-secret@")
-        found = remote.find(f"{url}/elsewhere.bin", Selection(), settings, {})
+        found = remote.find(f"{url}/elsewhere.dat", Selection(), settings, {})
         assert list(fetched(found, NodeCache(str(tmp_path / "c"))).values()) == [FILES["optimizer.pt"]]
         assert len(other.requests) >= 2 and all(given == "" for _, _, given in other.requests)
     assert "secret" not in found.url + found.name
@@ -308,7 +310,9 @@ def test_a_job_gets_what_inference_needs_of_a_stored_checkpoint(launcher: Launch
     launcher("checkpoint", "push", "base", "--file", write(tmp_path / "model", FILES), "--exclude", "empty.txt")
     listing = ("--", "sh", "-c", 'cd "$LAUNCHER_INPUT_CHECKPOINT" && find . -type f | sort')
     output = launcher("training", "run", "j", "-C", "base", "--only", "inference", "--exclude", "*&*", *listing)
-    assert "./notes.json\n./weights/model 1.bin\n" in output and "optimizer" not in output and "ö" not in output
+    assert (
+        "./notes.json\n./weights/model 1.dat\n" in output and "optimizer" not in output and "./weights/ö" not in output
+    )
     output = launcher("training", "run", "j", "-C", "base", *listing)
     assert "./optimizer.pt" in output and "empty.txt" not in output
     sizes = sorted(each["files"] for each in launcher.json("cache", "list"))
