@@ -6,8 +6,10 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from launcher import __version__, names
 from launcher.checkpoint import formats, paths, safety
@@ -39,12 +41,14 @@ def push(
     pickles: Policy = "warn",
     selection: Selection = Selection(),
     source: str = "",
+    sha256: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Stores a folder's content, or one file, as the next version of `name`, unless the newest version is the same.
 
-    `source`: where it is from, if not from `path`. `parents`: ids of the checkpoints that it was made from. Refused with
-    FormatBroken where the files say that they are not whole, unless `force`; with UnsafePickle where its pickles have
-    findings and `pickles` is deny. Symbolic links are followed nowhere: they and special files are named and left out.
+    `source`: where it is from, if not from `path`; `sha256`: of its files, as far as they are known there. `parents`: ids of
+    the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not whole, unless
+    `force`; with UnsafePickle where its pickles have findings and `pickles` is deny. Symbolic links are followed nowhere:
+    they and special files are named and left out.
     """
     name = names.check(name, "checkpoint name")
     tree = open_tree(path)
@@ -70,7 +74,7 @@ def push(
     store.prepare()
     while True:
         try:
-            return _push(store, name, tree, judgement, lineage, found, threads=threads, emit=emit)
+            return _push(store, name, tree, judgement, lineage, found, sha256 or {}, threads=threads, emit=emit)
         except Aborted:
             continue  # It took so long that gc took us for dead and removed the files: everything again, under a new id.
 
@@ -82,6 +86,7 @@ def _push(
     judgement: Judgement,
     lineage: Lineage,
     found: Safety,
+    sha256: Mapping[str, str],
     *,
     threads: int,
     emit: Emit,
@@ -102,7 +107,7 @@ def _push(
         created=time.time(),
         writer=__version__,
         format=judgement.format,
-        files=files,
+        files=tuple(msgspec.structs.replace(file, sha256=sha256.get(file.path, "")) for file in files),
         size=sum(file.size for file in files),
         facts=format.facts(tree) if format else Facts(),
         ready=format.ready(tree) if format else Ready(),
@@ -140,6 +145,7 @@ def push_remote(
             parents=parents,
             pickles=pickles,
             source=remote.url,
+            sha256=remote.sha256,
         )
     finally:
         lease.release()

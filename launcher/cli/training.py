@@ -23,6 +23,7 @@ _OPTIONS = [
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
     click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
+    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -65,6 +66,7 @@ def _run(
     with catching() as signals:
         settings, environ = current(ctx)
         flags["env"] = specs.parse_env(flags.pop("env"), environ)
+        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
         spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
         return main_job.run(spec, settings, environ, signals).code
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import stat
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from launcher import storages
 from launcher.checkpoint import paths
@@ -27,9 +30,10 @@ from launcher.inputs.selection import Selection, needed
 from launcher.settings import Settings
 from launcher.transfer import addresses, bulk, hub
 from launcher.transfer.cloud import SCHEMES
+from launcher.transfer.digest import Hasher, chunks
 from launcher.transfer.generic import check_url
 from launcher.transfer.local import LocalStore
-from launcher.transfer.object_store import Entry, Missing, OnBytes, Readable
+from launcher.transfer.object_store import Entry, Missing, Moved, OnBytes, Readable
 from launcher.transfer.places import open_place
 from launcher.transfer.retry import call
 from launcher.transfer.web import Web, shown
@@ -68,25 +72,22 @@ class Remote:
             files = self._bring({entry: folder / entry.key for entry in self.entries}, threads, on_bytes)
         except Missing as error:
             raise SourceNotFound(source=self.url, cause=f"{error} was removed meanwhile") from error
-        if isinstance(self.place, hub.HubRepository):
-            self._compare(folder, self.place.digests)
-        return files
+        return self._compared(folder, files)
 
     def _bring(self, targets: Mapping[Entry, Path], threads: int, on_bytes: OnBytes) -> tuple[File, ...]:
         for parent in {target.parent for target in targets.values()}:
             parent.mkdir(parents=True, exist_ok=True)
-        sequential = {entry for entry in targets if isinstance(self.place, Web) and self.place.sequential(entry)}
-        parallel = [entry for entry in targets if entry not in sequential]
+        moved: dict[Entry, Moved] = {}
+        for entry, target in targets.items():
+            if _is_whole(target, entry.size):  # By an attempt that was cut off later.
+                moved[entry] = _moved(target)
+                on_bytes(entry.size)
+            elif isinstance(self.place, Web) and self.place.sequential(entry):
+                moved[entry] = self.place.whole(entry, str(target), on_bytes)
+        parallel = [entry for entry in targets if entry not in moved]
         wanted = [bulk.Wanted(entry.key, entry.size, str(targets[entry])) for entry in parallel]
-        moved = dict(
-            zip(
-                parallel,
-                bulk.download(self.place, wanted, threads=threads, timeout=self.timeout, on_bytes=on_bytes),
-            )
-        )
-        for entry in sequential:
-            assert isinstance(self.place, Web)
-            moved[entry] = self.place.whole(entry, str(targets[entry]), on_bytes)
+        came = bulk.download(self.place, wanted, threads=threads, timeout=self.timeout, on_bytes=on_bytes)
+        moved |= dict(zip(parallel, came))
         return tuple(
             File(entry.key, moved[entry].size, moved[entry].digest, blocks=moved[entry].blocks) for entry in targets
         )
@@ -111,20 +112,49 @@ class Remote:
         unpacked.rmdir()
         return files
 
-    def _compare(self, folder: Path, digests: Mapping[str, str]) -> None:
-        def check(entry: Entry) -> None:
-            digest = digests.get(entry.key)
-            if digest and not hub.matches(folder / entry.key, entry.size, digest):
-                (folder / entry.key).unlink()
+    def _compared(self, folder: Path, files: tuple[File, ...]) -> tuple[File, ...]:
+        """The files with the SHA-256 that the hub names; every digest that it names is compared."""
+        if not isinstance(self.place, hub.HubRepository):
+            return files
+        digests = self.place.digests
+
+        def check(file: File) -> File:
+            digest = digests.get(file.path, "")
+            if digest and not hub.matches(folder / file.path, file.size, digest):
+                (folder / file.path).unlink()
                 raise DigestMismatch(
-                    path=entry.key,
+                    path=file.path,
                     checkpoint=self.url,
                     cause=f"its digest is not {digest}, as the hub says",
                     hint="Run the same command again: only this file is downloaded anew.",
                 )
+            return msgspec.structs.replace(file, sha256=self.sha256.get(file.path, ""))
 
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(check, self.entries))
+            return tuple(pool.map(check, files))
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Path to SHA-256 in hex, where the place names it."""
+        found = self.place.digests if isinstance(self.place, hub.HubRepository) else {}
+        return {path: digest.removeprefix("sha256:") for path, digest in found.items() if digest.startswith("sha256:")}
+
+
+def _moved(path: Path) -> Moved:
+    hasher = Hasher()
+    with open(path, "rb", buffering=0) as file:
+        for chunk in chunks(file.fileno()):
+            hasher.update(chunk)
+    return Moved(hasher.size, hasher.digest, hasher.blocks)
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether an earlier attempt brought the whole file: it was made read-only when its last byte was durable."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size and not status.st_mode & 0o222
 
 
 def find(url: str, selection: Selection, settings: Settings, environ: Mapping[str, str]) -> Remote:

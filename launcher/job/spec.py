@@ -57,6 +57,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Docker runner: size of /dev/shm. Default: half of the machine's memory."""
     env: dict[str, str] = {}
     """Variables of the job."""
+    secret: dict[str, str] = {}
+    """Variables of the job whose values are secrets (`launcher secret`): variable to the secret's name."""
     work_dir: str = ""
     """Where the command runs. Default: the current folder, or the repository."""
     repository_url: str = ""
@@ -100,7 +102,7 @@ def load(
     Raises UsageError that lists every mistake of every layer.
     """
     fields = [field.name for field in msgspec.structs.fields(JobSpec)]
-    plain = [name for name in fields if name not in {"command", "env", "kind"}]
+    plain = [name for name in fields if name not in {"command", "env", "kind", "secret"}]
     layers: list[tuple[str, Mapping[str, Any]]] = [
         ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
     ]
@@ -168,9 +170,11 @@ def _check(spec: JobSpec) -> list[str]:
     folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
     for each in sorted({each for each in folders if folders.count(each) > 1}):
         mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
-    for key in spec.env:
-        if not key or "=" in key or "\0" in key:
-            mistakes.append(f"--env: {key!r} is no name of a variable")
+    for flag, keys in (("--env", spec.env), ("--secret", spec.secret)):
+        for key in keys:
+            if not key or "=" in key or "\0" in key:
+                mistakes.append(f"{flag}: {key!r} is no name of a variable")
+    mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
     return mistakes
 
 
@@ -182,4 +186,15 @@ def parse_env(pairs: typing.Iterable[str], environ: Mapping[str, str]) -> dict[s
         if not equals and key not in environ:
             raise UsageError(what=f"--env {key}: the variable is not set here; write --env {key}=VALUE.")
         result[key] = value if equals else environ[key]
+    return result
+
+
+def parse_secrets(pairs: typing.Iterable[str]) -> dict[str, str]:
+    """`VARIABLE=NAME` pairs, and `NAME` alone for a variable of the same name. Raises UsageError."""
+    result = {}
+    for pair in pairs:
+        variable, equals, name = pair.partition("=")
+        result[variable] = name if equals else variable
+        if not result[variable]:
+            raise UsageError(what=f"--secret {pair}: write --secret VARIABLE=NAME.")
     return result

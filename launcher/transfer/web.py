@@ -199,8 +199,8 @@ class Web:
                         hasher.update(chunk)
                         on_bytes(len(chunk))
                     file.flush()
-                    os.fchmod(file.fileno(), 0o444)
                     os.fsync(file.fileno())
+                    os.fchmod(file.fileno(), 0o444)
             finally:
                 if hasher.size != entry.size:
                     on_bytes(-hasher.size)

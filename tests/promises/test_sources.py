@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import struct
@@ -184,6 +185,30 @@ def test_an_archive_on_a_web_server_becomes_a_checkpoint(launcher: Launcher, tmp
     assert document["spec"]["lineage"]["sources"] == [f"{web.url}/base.tar.zst"]
 
 
+def test_a_download_that_was_cut_off_goes_on_with_the_files_that_are_whole(
+    web: WebServer, settings: Settings, cache: NodeCache
+) -> None:
+    class Cut(Exception):
+        pass
+
+    total = 0
+
+    def until_half(count: int) -> None:
+        nonlocal total
+        total += count
+        if total > 350_000:
+            raise Cut
+
+    found = remote.find(f"{web.url}/model/", Selection(), settings, {})
+    with pytest.raises(Cut):
+        NodeCache(str(cache.folder), threads=1).fetch_remote(found, until_half)
+    before = len(web.requests)
+    assert fetched(found, cache) == FILES
+    asked = [path for path, _, _ in web.requests[before:]]
+    print(f"the second attempt asked for {len(asked)} of {len(FILES)} files: {asked}")
+    assert asked and not any("model%201" in path for path in asked), "the largest came first, and is kept"
+
+
 # ── the hub ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 LENGTH = (16 << 20) + 99
@@ -270,6 +295,9 @@ def test_a_job_starts_from_the_hub_and_its_checkpoints_say_so(launcher: Launcher
     output = launcher("training", "run", "job", "-C", "hf://org/model@main", "--", "sh", "-c", job)
     assert '"architectures"' in output
     (stored,) = launcher.json("training", "checkpoints", "job")
+    launcher("checkpoint", "push", "m", "--file", "hf://org/model")
+    files = {file["path"]: file for file in launcher.json("checkpoint", "inspect", "m")["status"]["files"]}
+    assert files["model.safetensors"]["sha256"] == hashlib.sha256(REPOSITORY["model.safetensors"]).hexdigest()
     assert stored["spec"]["lineage"]["sources"] == [f"hf://org/model@{COMMIT}"]
 
 

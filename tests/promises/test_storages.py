@@ -152,6 +152,20 @@ def test_secrets_are_for_their_owner_and_never_shown(launcher: Launcher, tmp_pat
     launcher("secret", "delete", "env", code=66)
 
 
+def test_a_job_gets_a_secret_as_a_variable_and_nothing_keeps_it(launcher: Launcher) -> None:
+    keep(launcher, "wandb", "canary-of-wandb")
+    job = ("--", "sh", "-c", 'test "$WANDB_API_KEY$wandb" = canary-of-wandbcanary-of-wandb')
+    output = launcher("training", "run", "j", "-S", "WANDB_API_KEY=wandb", "--secret", "wandb", *job)
+    kept = [
+        path for path in launcher.home.rglob("*") if path.is_file() and "canary" in path.read_text(errors="replace")
+    ]
+    assert [path.parent.name for path in kept] == ["secrets"] and "canary" not in output
+    assert launcher.json("training", "inspect", "j")["spec"]["secret"] == {"WANDB_API_KEY": "wandb", "wandb": "wandb"}
+    assert "No secret 'none'" in launcher("training", "run", "j", "-S", "X=none", *job, code=66)
+    both = ("-S", "A=wandb", "--env", "A=b")
+    assert "both set A" in launcher("training", "run", "j", *both, *job, code=64)
+
+
 def test_what_a_storage_lacks_is_said_when_it_is_created(launcher: Launcher) -> None:
     def create(*words: str, code: int) -> str:
         return launcher("storage", "create", "s", "--provider", *words, code=code)
