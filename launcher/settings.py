@@ -91,6 +91,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long the launcher stores what the job left, after the job has ended."""
     transfer_threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     """Files in flight at the same time."""
+    transfer_memory: Bytes = 256 << 20
+    """What the process may take, about, while it uploads: it bounds the parts of large files that are in flight."""
     log_format: typing.Literal["auto", "plain", "json"] = "auto"
     """What the launcher itself prints on stderr."""
 

@@ -119,7 +119,7 @@ def open_source(storage: Storage, path: str, settings: Settings, environ: Mappin
     if storage.provider == "http":
         headers = basic(secret) if ":" in secret else {"Authorization": f"Bearer {secret}"} if secret else {}
         url = f"{storage.endpoint.rstrip('/')}/{inside}" + ("/" if path.endswith("/") else "")
-        return Web(url, timeout=settings.store_timeout, headers=headers)
+        return Web(url, timeout=settings.store_timeout, environ=environ, headers=headers)
     return open_target(storage, path, settings, environ)
 
 

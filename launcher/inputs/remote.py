@@ -32,11 +32,12 @@ from launcher.transfer import addresses, bulk, hub
 from launcher.transfer.cloud import SCHEMES
 from launcher.transfer.digest import Hasher, chunks
 from launcher.transfer.generic import check_url
+from launcher.transfer.http import shown
 from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import Entry, Missing, Moved, OnBytes, Readable
 from launcher.transfer.places import open_place
 from launcher.transfer.retry import call
-from launcher.transfer.web import Web, shown
+from launcher.transfer.web import Web
 
 _ARCHIVE, _UNPACKED = ".launcher-archive", ".launcher-unpacked"
 
@@ -176,7 +177,7 @@ def find(url: str, selection: Selection, settings: Settings, environ: Mapping[st
     elif scheme in ("http", "https"):
 
         def opened(path: str) -> Readable:
-            return Web(path, timeout=settings.store_timeout)
+            return Web(path, timeout=settings.store_timeout, environ=environ)
 
     elif scheme == "hf":
 

@@ -50,7 +50,12 @@ class Store(Reader):
     @classmethod
     def open(cls, settings: Settings, environ: Mapping[str, str]) -> Store:
         """The store of the settings. Nothing is contacted yet."""
-        place = open_place(settings.store, timeout=settings.store_timeout, environ=environ)
+        place = open_place(
+            settings.store,
+            timeout=settings.store_timeout,
+            environ=environ,
+            memory=settings.transfer_memory,
+        )
         index = os.path.join(settings.cache_dir, "manifests")
         return cls(place, timeout=settings.store_timeout, threads=settings.transfer_threads, index=index)
 

@@ -10,15 +10,20 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
 from launcher.errors import AccessDenied, SettingsError, StoreError, StoreUnavailable, StoreUnsupported
+from launcher.transfer import multipart
 from launcher.transfer.digest import Hasher
 from launcher.transfer.http import Ranges, Refused
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
-from launcher.transfer.retry import engine_config
+from launcher.transfer.multipart import Memory
+from launcher.transfer.object_store import MEMORY, Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
+from launcher.transfer.retry import call, engine_config
+from launcher.transfer.s3 import Uploads
+from launcher.transfer.sigv4 import Keys
 
 SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure"})
 _SINGLE_PUT = 8 << 20
@@ -32,20 +37,33 @@ _SIGN_FROM = 1 << 20
 0.4 against 0.56 s for 512 MiB; below, signing costs more than it saves)."""
 _SIGNED = 3600
 """Seconds that a signed URL is good for; it is used for the first half of them."""
+_OWN_FROM = 1 << 20
+"""Bytes from which our own requests take less CPU than the engine's (measured: 0.54 against 0.68 s for 512 MiB, but 0.67
+against 0.43 s for 1,000 files of 64 KiB)."""
 _STALLED = 30.0
 """Seconds without a byte after which a body is cut and gone on with."""
-_EXPIRED = frozenset({"ExpiredToken", "RequestTimeTooSkewed", "TokenRefreshRequired", "RequestExpired"})
-
-
+_OTHER_MEMORY = 64 << 20
+"""Bytes that the process takes besides the parts it uploads."""
+_NO_BUCKET = "the bucket does not exist"
+_CREATE_IT = "Create it, or check LAUNCHER_STORE."
+_ENGINE_ONLY = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_REQUEST_PAYER")
+"""Variables whose meaning only the engine knows: with one of them, it uploads."""
 _PROXIES = tuple(each for name in ("http_proxy", "https_proxy", "all_proxy") for each in (name, name.upper()))
 
 
 class CloudStore:
-    """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried. `options`: what obstore is told
-    besides (endpoint, region, credential_provider …), which wins over the environment."""
+    """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried. `memory`: bytes of the process
+    while it uploads, about. `options`: what obstore is told besides (endpoint, region, credential_provider …), which wins over
+    the environment."""
 
     def __init__(
-        self, url: str, *, timeout: float, environ: Mapping[str, str], options: Mapping[str, Any] | None = None
+        self,
+        url: str,
+        *,
+        timeout: float,
+        environ: Mapping[str, str],
+        memory: int = MEMORY,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         import obstore
         from obstore import exceptions, store
@@ -56,6 +74,8 @@ class CloudStore:
         self._urls: dict[str, tuple[str, float]] = {}
         self._can_sign = not any(environ.get(name) for name in _PROXIES)  # The engine knows proxies, `Ranges` does not.
         self._ranges = Ranges(timeout=min(timeout, _STALLED))
+        self._timeout = timeout
+        self._memory = Memory(memory - _OTHER_MEMORY)
         client: dict[str, Any] = {
             "connect_timeout": timedelta(seconds=min(10.0, timeout)),
             "timeout": timedelta(seconds=max(timeout, 1.0)),
@@ -65,18 +85,23 @@ class CloudStore:
         if any(endpoint.startswith("http://") for endpoint in [*endpoints, given.get("endpoint", "")]):
             client["allow_http"] = True
         common: dict[str, Any] = {"client_options": client} | given
-        if self.url.startswith(("s3:", "s3a:")) and "credential_provider" not in given:
+        self._is_s3 = self.url.startswith(("s3:", "s3a:"))
+        if self._is_s3 and "credential_provider" not in given:
             common |= _aws(environ)
         try:
             # Files: the engine goes on where a body was cut. Small objects: every try is ours to count (see `create`).
             self._store = store.from_url(self.url, retry_config=engine_config(timeout), **common)
-            self._small = store.from_url(self.url, retry_config=engine_config(timeout) | {"max_retries": 0}, **common)
+            once = common | {"retry_config": engine_config(timeout) | {"max_retries": 0}}
+            self._plain = store.from_url(self.url, **once)
+            self._small = store.from_url(self.url, **once, checksum_algorithm="sha256") if self._is_s3 else self._plain
         except (exceptions.BaseError, ValueError) as error:
             raise SettingsError(what=f"The store URL {url} cannot be used: {_cause(error)}") from error
+        self._keys = _keys(common, environ) if self._is_s3 else None
+        self._uploads: Uploads | None = None
 
     def create_once(self, key: str, body: bytes) -> None:
         with self._errors(key):
-            self._obstore.put(self._small, key, body, mode="create", use_multipart=False)
+            self._put(key, body, mode="create")
 
     def get(self, key: str) -> bytes:
         with self._errors(key):
@@ -95,7 +120,17 @@ class CloudStore:
 
     def put(self, key: str, body: bytes) -> None:
         with self._errors(key):
-            self._obstore.put(self._small, key, body, use_multipart=False)
+            self._put(key, body)
+
+    def _put(self, key: str, body: bytes, **options: Any) -> None:
+        """One request, with its SHA-256 for the server to check, unless it is one that knows no checksums."""
+        try:
+            self._obstore.put(self._small, key, body, use_multipart=False, **options)
+        except self._exceptions.BaseError as error:
+            if self._small is self._plain or "NotImplemented" not in str(error):
+                raise
+            self._small = self._plain
+            self._obstore.put(self._small, key, body, use_multipart=False, **options)
 
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         with self._errors(prefix):
@@ -104,6 +139,13 @@ class CloudStore:
                     yield Entry(item["path"], item["size"], item["last_modified"].timestamp())
 
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
+        size = os.stat(source).st_size
+        uploads = self._own_uploads() if size >= _OWN_FROM else None
+        if uploads:
+            try:
+                return multipart.upload(uploads, self._memory, source, size, key, on_bytes)
+            except Refused as refused:
+                raise self._failure(key, refused) from refused
         hasher = Hasher()
 
         def parts() -> Iterator[bytes]:
@@ -113,12 +155,46 @@ class CloudStore:
                     on_bytes(len(chunk))
                     yield chunk
 
-        with self._errors(key):
-            if os.stat(source).st_size <= _SINGLE_PUT:
-                self._obstore.put(self._store, key, b"".join(parts()), use_multipart=False)
+        def once() -> None:
+            with self._errors(key):
+                self._put(key, body)
+
+        with self._memory.room(min(size, _SINGLE_PUT * (_PARTS + 1))):
+            if size <= _SINGLE_PUT:
+                body = b"".join(parts())
+                call(once, self._timeout)
             else:
-                self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
+                with self._errors(key):
+                    self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
         return Moved(hasher.size, hasher.digest, hasher.blocks)
+
+    def _own_uploads(self) -> Uploads | None:
+        """Uploads by our own requests; None where only the engine has the credentials (GCS, Azure, roles)."""
+        if self._uploads is None and self._keys and (url := self._signed("a")):
+            # The engine's signed URL says how it addresses the bucket, and the region.
+            parts = urllib.parse.urlsplit(url)
+            prefix = "".join(f"{each}/" for each in self.url.partition("://")[2].split("/")[1:] if each)
+            path = "/".join(parts.path.split("/")[: -1 - prefix.count("/")])
+            region = urllib.parse.parse_qs(parts.query)["X-Amz-Credential"][0].split("/")[2]
+            bucket = f"{parts.scheme}://{parts.netloc}{path}"
+            stalled = min(self._timeout, _STALLED)
+            self._uploads = Uploads(bucket, prefix, region, self._keys, timeout=self._timeout, stalled=stalled)
+        return self._uploads
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        uploads = self._own_uploads()
+        try:
+            yield from uploads.unfinished(prefix) if uploads else ()
+        except Refused as refused:
+            raise self._failure(prefix, refused) from refused
+
+    def abort(self, upload: Unfinished) -> None:
+        uploads = self._own_uploads()
+        try:
+            if uploads:
+                uploads.abort(upload)
+        except Refused as refused:
+            raise self._failure(upload.key, refused) from refused
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         if not length:
@@ -138,11 +214,7 @@ class CloudStore:
             self._ranges.get(url, start, length, sink)
         except Refused as refused:
             self._urls.pop(key, None)  # Credentials expire: the next attempt signs anew.
-            if refused.status == 404:
-                raise Missing(key) from refused
-            if refused.code in _EXPIRED:
-                raise StoreUnavailable(store=self.url, cause=str(refused)) from refused
-            raise self._refused(key, refused) from refused
+            raise self._failure(key, refused) from refused
 
     def _signed(self, key: str) -> str:
         """A URL that anyone may read the object by for a while; empty where the cloud or the credentials cannot sign."""
@@ -186,9 +258,7 @@ class CloudStore:
             raise Exists(key) from error
         except (names.NotFoundError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error) or "specified bucket" in str(error):
-                raise StoreError(
-                    store=self.url, cause="the bucket does not exist", hint="Create it, or check LAUNCHER_STORE."
-                ) from error
+                raise StoreError(store=self.url, cause=_NO_BUCKET, hint=_CREATE_IT) from error
             raise Missing(key) from error
         except (names.PermissionDeniedError, names.UnauthenticatedError) as error:
             raise self._refused(key, error) from error
@@ -198,6 +268,16 @@ class CloudStore:
             if re.search(r"status code: 403|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId", str(error)):
                 raise self._refused(key, error) from error
             raise StoreUnavailable(store=self.url, cause=_cause(error)) from error
+
+    def _failure(self, key: str, refused: Refused) -> Exception:
+        """The exception that an answer to one of our own requests means."""
+        if refused.code == "NoSuchBucket":
+            return StoreError(store=self.url, cause=_NO_BUCKET, hint=_CREATE_IT)
+        if refused.status == 404:
+            return Missing(key)
+        if refused.status in (401, 403):
+            return self._refused(key, refused)
+        return StoreError(store=self.url, cause=f"{key}: {refused}")
 
     def _refused(self, key: str, error: Exception) -> AccessDenied:
         return AccessDenied(
@@ -219,6 +299,22 @@ def _aws(environ: Mapping[str, str]) -> dict[str, Any]:
             hint="pip install 'launcher[aws]', or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         ) from error
     return {"credential_provider": Boto3CredentialProvider(Session())}
+
+
+def _keys(common: Mapping[str, Any], environ: Mapping[str, str]) -> Callable[[], Keys] | None:
+    """Where the credentials of the moment come from; None where only the engine knows them."""
+    if any(environ.get(name) for name in _ENGINE_ONLY):
+        return None
+    if provider := common.get("credential_provider"):
+
+        def provided() -> Keys:
+            given = provider()
+            return Keys(given["access_key_id"], given["secret_access_key"], given.get("token") or "")
+
+        return provided
+    access, secret = environ.get("AWS_ACCESS_KEY_ID", ""), environ.get("AWS_SECRET_ACCESS_KEY", "")
+    keys = Keys(access, secret, environ.get("AWS_SESSION_TOKEN", ""))
+    return (lambda: keys) if access and secret else None
 
 
 def _cause(error: Exception) -> str:

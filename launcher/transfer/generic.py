@@ -12,7 +12,7 @@ from typing import Any
 from launcher.errors import AccessDenied, StoreError, StoreUnavailable, StoreUnsupported, UsageError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 REFUSED = frozenset(
     {
@@ -118,6 +118,13 @@ class GenericStore:
         with self._errors(source_key):
             self._fs.makedirs(os.path.dirname(self._path(target_key)), exist_ok=True)
             self._fs.cp_file(self._path(source_key), self._path(target_key))
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """fsspec cannot list them."""
+        return iter(())
+
+    def abort(self, upload: Unfinished) -> None:
+        """There is none."""
 
     def settle(self, prefix: str) -> None:
         """fsspec has no notion of durability: what the protocol promises is what there is."""

@@ -1,17 +1,19 @@
-"""Byte ranges over HTTP(S) into one reused buffer: the fastest way to read large objects from Python that was measured.
+"""Requests over kept connections, and byte ranges into one reused buffer: the fastest way to read large objects from Python
+that was measured.
 
-Against bodies that arrive as new objects it saves the page faults of fresh memory, which cost more than the copying. The
-URLs are signed by the library that holds the credentials; here nothing is known of them.
+Against bodies that arrive as new objects it saves the page faults of fresh memory, which cost more than the copying. URLs and
+headers are signed by who holds the credentials; here nothing is known of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from launcher.errors import StoreUnavailable
 from launcher.transfer import addresses
@@ -19,30 +21,135 @@ from launcher.transfer.object_store import Sink
 
 _BUFFER = 256 << 10
 _REDIRECTS = 3
+_LONGEST_WAIT = 60.0
+"""Seconds of a Retry-After that are honoured."""
+_PASSING = frozenset(
+    {
+        "BadDigest",
+        "ExpiredToken",
+        "IncompleteBody",
+        "RequestExpired",
+        "RequestTimeTooSkewed",
+        "RequestTimeout",
+        "TokenRefreshRequired",
+        "XAmzContentChecksumMismatch",
+    }
+)
+"""Codes of S3 that come with 400 or 403, and go away with a new body or a new signature."""
+
+Body = Callable[[], Iterable[memoryview]]
+"""Gives the pieces of a request's body, from the start each time it is called."""
 
 
 class Refused(Exception):
-    """An answer that is neither the bytes nor worth the same request again: `status`, and `code` from the body."""
+    """An answer that is neither what was asked for nor worth the same request again: `status`, and `code` from the body."""
 
     def __init__(self, status: int, code: str, text: str) -> None:
         self.status, self.code, self.text = status, code, text
         super().__init__(f"{code or status}: {text}")
 
 
-class Ranges:
-    """GET requests over kept connections, one for each thread and host. `timeout`: seconds without a byte."""
+class Connections:
+    """Kept connections, lent to one request at a time. `timeout`: seconds without a byte after which one is cut. `environ`:
+    whose proxies are used; without it none are."""
 
-    def __init__(self, *, timeout: float) -> None:
+    def __init__(self, *, timeout: float, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = environ or {}
         self._timeout = timeout
-        self._local = threading.local()
+        self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
+
+    @contextlib.contextmanager
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: Body | bytes = b""
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request, whatever its status. A body of pieces needs its Content-Length among the headers.
+
+        Raises StoreUnavailable where no answer came. The connection is kept where the block read the whole answer.
+        """
+        parts = urllib.parse.urlsplit(url)
+        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        place = (parts.scheme, parts.netloc)
+        connection = self._take(place)
+        keep = False
+        try:
+            with broken(url):
+                try:
+                    reused = connection.sock is not None
+                    response = _send(connection, method, target, headers, body)
+                except (http.client.RemoteDisconnected, ConnectionError):
+                    if not reused:
+                        raise
+                    connection.close()  # The server had closed the kept connection meanwhile.
+                    response = _send(connection, method, target, headers, body)
+            yield response
+            keep = response.isclosed() or response.length == 0
+            response.close()
+        finally:
+            if keep:
+                with self._lock:
+                    self._idle.setdefault(place, []).append(connection)
+            else:
+                connection.close()
+
+    def _take(self, place: tuple[str, str]) -> http.client.HTTPConnection:
+        with self._lock:
+            if idle := self._idle.get(place):
+                return idle.pop()
+            if place[0] == "https":
+                self._tls = self._tls or ssl.create_default_context()
+            proxy = addresses.proxy(*place, self._environ)
+            return addresses.connection(*place, timeout=self._timeout, tls=self._tls, proxy=proxy)
+
+
+def _send(
+    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: Body | bytes
+) -> http.client.HTTPResponse:
+    connection.request(method, target, body if isinstance(body, bytes) else iter(body()), headers=dict(headers))
+    return connection.getresponse()
+
+
+@contextlib.contextmanager
+def broken(url: str) -> Iterator[None]:
+    """Turns what a connection raises into StoreUnavailable."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise StoreUnavailable(store=shown(url), cause=str(error) or type(error).__name__) from error
+
+
+def check(response: http.client.HTTPResponse, url: str) -> None:
+    """Raises StoreUnavailable for an answer that says to try again, Refused for any other without success."""
+    if response.status < 300:
+        return
+    with broken(url):
+        text = response.read(65536).decode("utf-8", "replace")
+    code = re.search(r"<Code>(.*?)</Code>", text)
+    name = code[1] if code else ""
+    message = re.search(r"<Message>(.*?)</Message>", text)
+    if response.status in (408, 429) or (response.status >= 500 and response.status != 501) or name in _PASSING:
+        raise StoreUnavailable(
+            store=shown(url),
+            cause=f"{response.status} {name or response.reason}",
+            retry_after=_seconds(response.headers.get("Retry-After", "")),
+        )
+    raise Refused(response.status, name, message[1] if message else response.reason)
+
+
+class Ranges:
+    """GET requests for byte ranges. `timeout`, `environ`: see `Connections`."""
+
+    def __init__(self, *, timeout: float, environ: Mapping[str, str] | None = None) -> None:
+        self._connections = Connections(timeout=timeout, environ=environ)
+        self._local = threading.local()
 
     def get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str] | None = None) -> None:
         """Passes `length` (> 0) bytes from `start` to `sink`, in order. `headers` go to the URL's own server only, not to
         one that it redirects to.
 
         Raises Refused for an answer without them, StoreUnavailable for what may go better a second time: then `sink` has
-        had the first so many bytes, and the caller goes on behind them.
+        had the first so many bytes, and the caller goes on behind them. What `sink` raises goes through.
         """
         own = urllib.parse.urlsplit(url)[:2]
         for _ in range(_REDIRECTS + 1):
@@ -51,92 +158,53 @@ class Ranges:
             if location is None:
                 return
             url = urllib.parse.urljoin(url, location)
-        raise StoreUnavailable(store=_shown(url), cause="it redirects in a circle")
+        raise StoreUnavailable(store=shown(url), cause="it redirects in a circle")
 
     def _get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str]) -> str | None:
-        parts = urllib.parse.urlsplit(url)
-        key = (parts.scheme, parts.netloc)
-        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        connection, reused = self._connection(key)
-        keep = False
-        try:
-            try:
-                response = self._ask(connection, target, start, length, headers)
-            except (http.client.RemoteDisconnected, ConnectionError):
-                if not reused:
-                    raise
-                connection.close()  # The server had closed the kept connection meanwhile.
-                response = self._ask(connection, target, start, length, headers)
+        asked = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        with self._connections.ask("GET", url, asked | dict(headers)) as response:
             if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
                 return str(response.headers["Location"])
-            self._check(response, start, length, url)
+            check(response, url)
+            _check_range(response, start, length, url)
+            view = self._buffer()
             left = length
-            view: memoryview = self._local.buffer
             while left:
-                count = response.readinto(view[: min(left, _BUFFER)])
+                with broken(url):
+                    count = response.readinto(view[: min(left, _BUFFER)])
                 if not count:
-                    raise StoreUnavailable(store=_shown(url), cause=f"the answer ended {left} bytes early")
+                    raise StoreUnavailable(store=shown(url), cause=f"the answer ended {left} bytes early")
                 sink(view[:count])
                 left -= count
-            keep = response.isclosed() or response.length == 0
-            if keep:
-                response.close()
-        except (OSError, http.client.HTTPException) as error:
-            raise StoreUnavailable(store=_shown(url), cause=str(error) or type(error).__name__) from error
-        finally:
-            if not keep:
-                connection.close()
         return None
 
-    def _ask(
-        self, connection: http.client.HTTPConnection, target: str, start: int, length: int, headers: Mapping[str, str]
-    ) -> http.client.HTTPResponse:
-        asked = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
-        connection.request("GET", target, headers=asked | dict(headers))
-        return connection.getresponse()
-
-    def _check(self, response: http.client.HTTPResponse, start: int, length: int, url: str) -> None:
-        if response.status == 206:
-            given = re.fullmatch(r"bytes (\d+)-(\d+)/(?:\d+|\*)", response.headers.get("Content-Range", "").strip())
-            if given and (int(given[1]), int(given[2])) == (start, start + length - 1):
-                return
-            raise StoreUnavailable(
-                store=_shown(url), cause=f"it answered with other bytes ({response.headers.get('Content-Range')})"
-            )
-        if response.status == 200 and start == 0 and response.length == length:
-            return
-        if response.status == 200:
-            raise StoreUnavailable(store=_shown(url), cause="it answered with more than the range that was asked for")
-        text = response.read(4096).decode("utf-8", "replace")
-        code = re.search(r"<Code>(.*?)</Code>", text)
-        message = re.search(r"<Message>(.*?)</Message>", text)
-        if response.status == 429 or response.status >= 500:
-            raise StoreUnavailable(
-                store=_shown(url),
-                cause=f"{response.status} {code[1] if code else response.reason}",
-                retry_after=_seconds(response.headers.get("Retry-After", "")),
-            )
-        raise Refused(response.status, code[1] if code else "", message[1] if message else response.reason)
-
-    def _connection(self, key: tuple[str, str]) -> tuple[http.client.HTTPConnection, bool]:
-        kept: dict[tuple[str, str], http.client.HTTPConnection]
+    def _buffer(self) -> memoryview:
         try:
-            kept = self._local.connections
+            return self._local.buffer  # type: ignore[no-any-return]
         except AttributeError:
-            kept = self._local.connections = {}
             self._local.buffer = memoryview(bytearray(_BUFFER))
-        if key in kept:
-            return kept[key], kept[key].sock is not None
-        if key[0] == "https":
-            self._tls = self._tls or ssl.create_default_context()
-        kept[key] = addresses.connection(*key, timeout=self._timeout, tls=self._tls)
-        return kept[key], False
+            return self._buffer()
+
+
+def _check_range(response: http.client.HTTPResponse, start: int, length: int, url: str) -> None:
+    if response.status == 206:
+        given = re.fullmatch(r"bytes (\d+)-(\d+)/(?:\d+|\*)", response.headers.get("Content-Range", "").strip())
+        if given and (int(given[1]), int(given[2])) == (start, start + length - 1):
+            return
+        raise StoreUnavailable(
+            store=shown(url), cause=f"it answered with other bytes ({response.headers.get('Content-Range')})"
+        )
+    if start or response.length != length:
+        raise StoreUnavailable(store=shown(url), cause="it answered with more than the range that was asked for")
 
 
 def _seconds(text: str) -> float:
-    return min(float(text), 60.0) if text.isdigit() else 0.0
+    return min(float(text), _LONGEST_WAIT) if text.isdigit() else 0.0
 
 
-def _shown(url: str) -> str:
-    """The URL without its query, which holds the signature."""
-    return url.partition("?")[0]
+def shown(url: str) -> str:
+    """A URL without what may be secret in it: user, password, query. Any other text as it is."""
+    if "://" not in url:
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -58,7 +58,7 @@ class HubRepository:
         self._timeout = timeout
         self._token = token or environ.get("HF_TOKEN", "")
         self._endpoint = environ.get("HF_ENDPOINT", "").rstrip("/") or None
-        self._ranges = Ranges(timeout=min(timeout, 30.0))
+        self._ranges = Ranges(timeout=min(timeout, 30.0), environ=environ)
         self._entries: tuple[Entry, ...] = ()
         self.digests: dict[str, str] = {}
         self.url = url

@@ -17,7 +17,7 @@ from typing import TypeVar
 from launcher.errors import AccessDenied, NoSpace, StoreError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher, chunks
-from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink
+from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 T = TypeVar("T")
 _TEMPORARY = ".tmp-"
@@ -130,6 +130,13 @@ class LocalStore:
     def copy(self, source_key: str, target_key: str) -> None:
         with self._errors(source_key), open(self._path(source_key), "rb", buffering=0) as file:
             self._in_its_folder(target_key, lambda path: _clone(file.fileno(), path))
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """A file is written at its place, and belongs to no checkpoint until it is whole."""
+        return iter(())
+
+    def abort(self, upload: Unfinished) -> None:
+        """There is none."""
 
     def settle(self, prefix: str) -> None:
         with self._errors(prefix):

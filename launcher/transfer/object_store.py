@@ -13,6 +13,9 @@ from typing import Protocol
 from launcher.errors import CommitUnknown, StoreError, StoreUnavailable
 from launcher.transfer.retry import policy
 
+MEMORY = 256 << 20
+"""Bytes of a process that uploads, where nothing else is said."""
+
 OnBytes = Callable[[int], None]
 """Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again. By waiting
 in it, a caller slows the transfer down; by raising, he ends it."""
@@ -38,6 +41,16 @@ class Moved:
     size: int
     digest: str
     blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload that was begun and not finished: no reader sees it, and what arrived of it takes space. `began`: Unix
+    seconds by the store's own clock."""
+
+    key: str
+    id: str
+    began: float
 
 
 class Missing(Exception):
@@ -89,6 +102,12 @@ class ObjectStore(Readable, Protocol):
         """Makes an object from another one inside the place, replacing what was there: its bytes do not pass through here.
 
         Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
+
+    def unfinished(self, prefix: str) -> Iterator[Unfinished]:
+        """The uploads below `prefix` that were begun and not finished, as far as the place keeps and lists them."""
+
+    def abort(self, upload: Unfinished) -> None:
+        """Removes what arrived of an upload; one that is gone already is no error. Its writer, if it lives, begins anew."""
 
     def settle(self, prefix: str) -> None:
         """Makes durable everything uploaded below `prefix`. Called before whatever refers to it is created."""

@@ -26,7 +26,7 @@ from launcher.transfer import hub as hubs
 from tests.support.cli import Launcher
 from tests.support.hub_server import COMMIT, Hub, hub_server
 from tests.support.s3_server import S3Server
-from tests.support.web_server import WebServer, web_server
+from tests.support.web_server import Handler, WebServer, web_server
 
 FILES = {
     "notes.json": b'{"hello": "world"}',
@@ -131,6 +131,22 @@ def test_a_password_goes_to_its_own_server_only(web: WebServer, settings: Settin
         assert list(fetched(found, NodeCache(str(tmp_path / "c"))).values()) == [FILES["optimizer.pt"]]
         assert len(other.requests) >= 2 and all(given == "" for _, _, given in other.requests)
     assert "secret" not in found.url + found.name
+
+
+def test_proxies_are_used_as_the_variables_say(web: WebServer, settings: Settings, cache: NodeCache) -> None:
+    def forwarded(handler: Handler) -> bool:
+        assert handler.headers["Proxy-Authorization"] == "Basic bWU6cHc="
+        handler.path = handler.path.removeprefix("http://models.invalid")
+        return False
+
+    environ = {"http_proxy": web.url.replace("://", "://me:pw@"), "no_proxy": "example.org, 127.0.0.1"}
+    found = remote.find(f"{web.url}/model/", Selection(), settings, environ)
+    assert fetched(found, cache) == FILES and web.requests[0][0] == "/model/"
+    web.forward = forwarded
+    found = remote.find("http://models.invalid/model/", Selection(), settings, environ)
+    assert found.url == "http://models.invalid/model/" and fetched(found, cache) == FILES
+    with pytest.raises(AccessDenied, match="metadata address"):
+        remote.find("http://169.254.169.254/model/", Selection(), settings, environ)
 
 
 def test_a_page_is_no_checkpoint(web: WebServer, settings: Settings) -> None:

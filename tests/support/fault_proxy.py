@@ -30,6 +30,7 @@ _S3_CODES = {
     409: "ConditionalRequestConflict",
     412: "PreconditionFailed",
     429: "TooManyRequests",
+    501: "NotImplemented",
     503: "SlowDown",
 }
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
@@ -137,8 +138,11 @@ class FaultProxy:
             await reader.readexactly(fault.place(int(request.get("content-length", 0))))
             return False
         body = await _read_body(reader, request)
+        if fault.name == "flip-upload" and body:
+            at = min(fault.place(len(body)), len(body) - 1)
+            body = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
         answer = None
-        if fault.landing or fault.name in ALTERED or fault.name == "ok":
+        if fault.landing or fault.name in ALTERED or fault.name in ("ok", "flip-upload"):
             whole = fault.name == "200-for-206"
             forward = functools.partial(self._forward, method, target, headers, body, whole=whole)
             answer = await self._loop.run_in_executor(self._pool, forward)

@@ -9,6 +9,7 @@ the body (`@1000`, `@70%`; 50% if left out), S seconds.
   html200                 200 with a page of HTML          cut        the connection is reset
   no-answer:S             silence for S seconds, then cut  close      an orderly end without an answer
   cut-upload@N            reset when N bytes of the request's body have come
+  flip-upload@N           the lowest bit of byte N of the request's body is wrong at the server
   short@N                 N bytes of the body, consistently framed as if they were all
   short-with-full-length@N  full Content-Length, N bytes, orderly close
   cut-body@N              full Content-Length, N bytes, reset
@@ -62,7 +63,7 @@ def parse(script: str) -> list[tuple[Fault, float]]:
         found = _WORD.fullmatch(word)
         name = found["name"] if found else ""
         instead = name in _INSTEAD or (name.isdigit() and int(name) in STATUSES)
-        plain = name in ALTERED or name in ("ok", "cut-upload")
+        plain = name in ALTERED or name in ("ok", "cut-upload", "flip-upload")
         if found is None or not (instead or (plain and not found["landing"])):
             raise ValueError(f"{word!r} is no word of a fault script")
         if name in ("no-answer", "stall", "slow") and not found["number"]:

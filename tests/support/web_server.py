@@ -24,7 +24,8 @@ Answer = Callable[["Handler"], bool]
 
 class WebServer(http.server.ThreadingHTTPServer):
     """`requests`: (path, Range header, Authorization header) of each. `ranges`: whether it can. `password`: USER:PASSWORD
-    that it asks for. `redirects`: path to location. `listing`: links added to every listing. `answer`: see `Answer`."""
+    that it asks for. `redirects`: path to location. `listing`: links added to every listing. `answer`: see `Answer`;
+    `forward`: the same, before anything else, to change the request."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -38,6 +39,7 @@ class WebServer(http.server.ThreadingHTTPServer):
         self.redirects: dict[str, str] = {}
         self.listing: list[str] = []
         self.answer: Answer = lambda handler: False
+        self.forward: Answer = lambda handler: False
 
     @property
     def url(self) -> str:
@@ -56,6 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
+        server.forward(self)
         given = self.headers.get("Authorization", "")
         server.requests.append((self.path, self.headers.get("Range", ""), given))
         path = urllib.parse.unquote(self.path.partition("?")[0])
