@@ -102,9 +102,9 @@ def test_a_copy_inside_the_place_has_the_same_bytes_and_a_life_of_its_own(place:
         place.settle("second/")
         assert [(each.key, each.size) for each in place.list("second/")] == [("second/deep/file.bin", size)]
         place.delete(["first/a file.bin"])
-        assert place.download("second/deep/file.bin", str(tmp_path / "down"), lambda count: None).digest == of_bytes(
-            data
-        )
+        wanted = Wanted("second/deep/file.bin", size, str(tmp_path / f"copy-{size}"))
+        (down,) = download(place, [wanted], threads=4, timeout=20, on_bytes=lambda count: None)
+        assert down.digest == of_bytes(data)
     with pytest.raises(Missing):
         place.copy("never/was", "second/other")
     assert [each.key for each in place.list("second/")] == ["second/deep/file.bin"]
