@@ -24,7 +24,7 @@ import msgspec
 from launcher import storages
 from launcher.checkpoint import paths
 from launcher.checkpoint.manifest import File
-from launcher.errors import DigestMismatch, SourceNotFound, UsageError
+from launcher.errors import DigestMismatch, LauncherError, SourceNotFound, UsageError
 from launcher.inputs import archives
 from launcher.inputs.selection import Selection, needed
 from launcher.settings import Settings
@@ -39,6 +39,7 @@ from launcher.transfer.places import open_place
 from launcher.transfer.retry import call
 from launcher.transfer.web import Web
 
+_TRIES = 3
 _ARCHIVE, _UNPACKED = ".launcher-archive", ".launcher-unpacked"
 
 
@@ -63,17 +64,30 @@ class Remote:
         return sum(entry.size for entry in self.entries)
 
     def download(self, folder: Path, *, threads: int, on_bytes: OnBytes) -> tuple[File, ...]:
-        """Brings the files below `folder`, verified by whatever digests the place has.
+        """Brings the files below `folder`, verified by whatever digests the place has: a file with another one is downloaded
+        anew, twice at most.
 
         Raises SourceNotFound, DigestMismatch, ArchiveRefused, UnsafePath, NoSpace, StoreError, OSError.
         """
         try:
             if self.archive:
                 return self._unpack(folder, threads, on_bytes)
-            files = self._bring({entry: folder / entry.key for entry in self.entries}, threads, on_bytes)
+            for _ in range(_TRIES):
+                files = self._bring({entry: folder / entry.key for entry in self.entries}, threads, on_bytes)
+                wrong = self._wrong(folder)
+                if not wrong:
+                    return tuple(msgspec.structs.replace(file, sha256=self.sha256.get(file.path, "")) for file in files)
+                for entry in wrong:
+                    (folder / entry.key).unlink()
+                on_bytes(-self.size)
         except Missing as error:
             raise SourceNotFound(source=self.url, cause=f"{error} was removed meanwhile") from error
-        return self._compared(folder, files)
+        raise DigestMismatch(
+            path=wrong[0].key,
+            checkpoint=self.url,
+            cause=f"{_TRIES} times it came with another digest than the hub says",
+            hint="Run the same command again later: only this file is downloaded anew.",
+        )
 
     def _bring(self, targets: Mapping[Entry, Path], threads: int, on_bytes: OnBytes) -> tuple[File, ...]:
         for parent in {target.parent for target in targets.values()}:
@@ -95,50 +109,52 @@ class Remote:
 
     def _unpack(self, folder: Path, threads: int, on_bytes: OnBytes) -> tuple[File, ...]:
         (entry,) = self.entries
-        unpacked = folder / _UNPACKED
-        shutil.rmtree(unpacked, ignore_errors=True)
+        packed, unpacked = folder / _ARCHIVE, folder / _UNPACKED
+        _clear(folder, keep=_ARCHIVE)  # An unpacking that was cut off begins anew.
         if isinstance(self.place, LocalStore):
             packed = Path(self.place.root) / entry.key
         else:
-            packed = folder / _ARCHIVE
             self._bring({entry: packed}, threads, on_bytes)
         unpacked.mkdir()
-        files = archives.unpack(str(packed), unpacked, self.selection.takes, name=self.archive)
-        if not files:
-            raise SourceNotFound(source=self.url, cause="no file of it is taken")
-        if packed.parent == folder:
-            packed.unlink()
+        try:
+            files = archives.unpack(str(packed), unpacked, self.selection.takes, name=self.archive)
+            if not files:
+                raise SourceNotFound(source=self.url, cause="no file of it is taken")
+        except LauncherError:
+            _clear(folder)  # Nobody will go on with it: the space is given back.
+            raise
+        (folder / _ARCHIVE).unlink(missing_ok=True)
         for child in list(unpacked.iterdir()):
             child.rename(folder / child.name)
         unpacked.rmdir()
         return files
 
-    def _compared(self, folder: Path, files: tuple[File, ...]) -> tuple[File, ...]:
-        """The files with the SHA-256 that the hub names; every digest that it names is compared."""
+    def _wrong(self, folder: Path) -> list[Entry]:
+        """The files whose digest is not the one that the hub names."""
         if not isinstance(self.place, hub.HubRepository):
-            return files
+            return []
         digests = self.place.digests
 
-        def check(file: File) -> File:
-            digest = digests.get(file.path, "")
-            if digest and not hub.matches(folder / file.path, file.size, digest):
-                (folder / file.path).unlink()
-                raise DigestMismatch(
-                    path=file.path,
-                    checkpoint=self.url,
-                    cause=f"its digest is not {digest}, as the hub says",
-                    hint="Run the same command again: only this file is downloaded anew.",
-                )
-            return msgspec.structs.replace(file, sha256=self.sha256.get(file.path, ""))
+        def right(entry: Entry) -> bool:
+            digest = digests.get(entry.key, "")
+            return not digest or hub.matches(folder / entry.key, entry.size, digest)
 
         with ThreadPoolExecutor(4) as pool:
-            return tuple(pool.map(check, files))
+            return [entry for entry, same in zip(self.entries, pool.map(right, self.entries)) if not same]
 
     @property
     def sha256(self) -> dict[str, str]:
         """Path to SHA-256 in hex, where the place names it."""
         found = self.place.digests if isinstance(self.place, hub.HubRepository) else {}
         return {path: digest.removeprefix("sha256:") for path, digest in found.items() if digest.startswith("sha256:")}
+
+
+def _clear(folder: Path, *, keep: str = "") -> None:
+    for child in list(folder.iterdir()):
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != keep:
+            child.unlink()
 
 
 def _moved(path: Path) -> Moved:

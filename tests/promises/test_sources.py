@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from launcher.errors import AccessDenied, DigestMismatch, SourceNotFound, StoreError
+from launcher.errors import AccessDenied, DigestMismatch, SourceNotFound, StoreError, UnsafePath
 from launcher.inputs import remote
 from launcher.inputs.cache import NodeCache
 from launcher.inputs.remote import Remote
@@ -24,6 +24,7 @@ from launcher.inputs.selection import Selection, needed
 from launcher.settings import Settings
 from launcher.transfer import hub as hubs
 from tests.support.cli import Launcher
+from tests.support.fault_proxy import FaultProxy
 from tests.support.hub_server import COMMIT, Hub, hub_server
 from tests.support.s3_server import S3Server
 from tests.support.web_server import Handler, WebServer, web_server
@@ -162,6 +163,40 @@ def test_a_page_is_no_checkpoint(web: WebServer, settings: Settings) -> None:
         remote.find(f"{web.url}/modle/", Selection(), settings, {})
 
 
+FAULTS = "503 ok 429:0.1 cut-body@70% ok 500 short@30% cut ok*3 stall@50%:0.5 wrong-range close"
+
+
+def test_a_web_server_with_faults_gives_every_byte_right(web: WebServer, settings: Settings, cache: NodeCache) -> None:
+    write(web.folder / "model", {f"many/{number}.dat": os.urandom(1000 + number) for number in range(20)})
+    with FaultProxy(web.url) as proxy:
+        rule = proxy.on("GET", r"/model/.+", FAULTS)
+        found = remote.find(f"{proxy.endpoint}/model/", Selection(), settings, {})
+        again = proxy.on("GET", r"/model/.+", FAULTS)
+        proxy.rules.remove(rule)
+        assert fetched(found, cache) == content(web.folder / "model")
+        print(f"{len(rule.seen) + len(again.seen)} requests met a word of the script; 25 files came right")
+        assert len(rule.seen) >= 15 and len(again.seen) >= 15
+
+
+def test_an_archive_that_is_refused_leaves_nothing(web: WebServer, settings: Settings, cache: NodeCache) -> None:
+    with zipfile.ZipFile(web.folder / "bad.zip", "w") as file:
+        file.writestr("good.dat", os.urandom(100_000))
+        file.writestr("../canary", b"bad")
+    with pytest.raises(UnsafePath):
+        fetched(remote.find(f"{web.url}/bad.zip", Selection(), settings, {}), cache)
+    assert cache.entries() == [] and not list(cache.folder.rglob("*.dat"))
+    assert sum(path.stat().st_size for path in (cache.folder / "partial").rglob("*") if path.is_file()) == 0
+
+
+def test_an_unpacking_that_was_killed_begins_anew(tmp_path: Path, settings: Settings, cache: NodeCache) -> None:
+    archive = pack(write(tmp_path / "model", FILES), tmp_path / "base.tar", "")
+    found = remote.of_path(str(archive), Selection(), settings.store_timeout)
+    folder = tmp_path / "partial"
+    write(folder, {"weights/model 1.dat": b"half", ".launcher-unpacked/notes.json": b"half", "weights/old": b""})
+    found.download(folder, threads=2, on_bytes=lambda count: None)
+    assert content(folder) == FILES
+
+
 # ── archives ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -275,11 +310,20 @@ def test_what_is_asked_for_by_name_comes_and_folders_are_checkpoints_too(
 def test_the_hubs_own_digests_are_checked(hub: Hub, settings: Settings, cache: NodeCache) -> None:
     hub.wrong = {"model.safetensors"}
     found = remote.find("hf://org/model", Selection(), settings, environment(hub))
-    with pytest.raises(DigestMismatch, match=r"model\.safetensors.*sha256"):
+    with pytest.raises(DigestMismatch, match=r"model\.safetensors.*3 times"):
         fetched(found, cache)
     assert cache.entries() == []
     assert isinstance(found.place, hubs.HubRepository)
     assert {digest.partition(":")[0] for digest in found.place.digests.values()} == {"sha256", "git"}
+
+
+def test_a_wrong_byte_from_the_hubs_storage_is_fetched_again(hub: Hub, settings: Settings, cache: NodeCache) -> None:
+    with FaultProxy(hub.storage.url) as proxy:
+        rule = proxy.on("GET", r"/org/model/model\.safetensors", "flip@5 503 ok cut-body@10%")
+        hub.storage_url = proxy.endpoint
+        found = remote.find("hf://org/model", Selection(), settings, environment(hub))
+        assert fetched(found, cache) == {path: REPOSITORY[path] for path in NEEDED}
+        assert rule.seen[:4] == ["flip@5", "503", "ok", "cut-body@10%"]
 
 
 def test_the_hubs_token_never_reaches_the_storage_that_it_redirects_to(

@@ -152,6 +152,25 @@ def test_secrets_are_for_their_owner_and_never_shown(launcher: Launcher, tmp_pat
     launcher("secret", "delete", "env", code=66)
 
 
+def test_what_is_secret_in_a_url_is_kept_nowhere(launcher: Launcher, tmp_path: Path) -> None:
+    write(tmp_path / "web" / "base", MODEL)
+    with web_server(tmp_path / "web") as web:
+        web.password = "me:canary-1"
+        url = f"{web.url.replace('://', '://me:canary-1@')}/base/notes.json?X-Amz-Signature=canary-2&token=canary-3"
+        said = launcher("training", "run", "j", "-C", f"{url}=x", "--", "true")
+        said += launcher("checkpoint", "push", "m", "--file", url)
+        said += launcher("checkpoint", "push", "m", "--file", url.replace("notes", "none"), code=66)
+        said += launcher("checkpoint", "push", "m", "--file", url.replace("me:", "you:"), code=77)
+        said += launcher("checkpoint", "push", "m", "--file", f"zip://x::{url}", code=64)
+        said += (
+            launcher("checkpoint", "inspect", "m") + launcher("training", "inspect", "j") + launcher("cache", "list")
+        )
+    kept = [
+        path for path in launcher.home.rglob("*") if path.is_file() and "canary" in path.read_text(errors="replace")
+    ]
+    assert kept == [] and "canary" not in said
+
+
 def test_a_job_gets_a_secret_as_a_variable_and_nothing_keeps_it(launcher: Launcher) -> None:
     keep(launcher, "wandb", "canary-of-wandb")
     job = ("--", "sh", "-c", 'test "$WANDB_API_KEY$wandb" = canary-of-wandbcanary-of-wandb')

@@ -28,6 +28,8 @@ class Hub:
     api: WebServer
     storage: WebServer
     token: str = ""
+    storage_url: str = ""
+    """Where large files are redirected to, if not to `storage`."""
     wrong: set[str] = field(default_factory=set)
     """Files whose SHA-256 the hub gives wrongly."""
 
@@ -43,7 +45,11 @@ class Hub:
         if len(parts) > 4 and parts[2:4] == ["resolve", COMMIT]:
             inside = "/".join([*parts[:2], *parts[4:]])
             if (self.folder / inside).stat().st_size >= _LARGE:
-                handler.send(302, b"", {"Location": f"{self.storage.url}/{urllib.parse.quote(inside)}?sig=abc"})
+                handler.send(
+                    302,
+                    b"",
+                    {"Location": f"{self.storage_url or self.storage.url}/{urllib.parse.quote(inside)}?sig=abc"},
+                )
             else:
                 handler.file(self.folder / inside)
             return True
