@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from launcher import report
+from launcher import report, secrets
 from launcher.errors import InputChanged, LauncherError
 from launcher.events import Console, Emit, JsonLines, Redactor, to_all
 from launcher.inputs import choose, source
@@ -34,7 +34,7 @@ from launcher.store.store import Store
 
 def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
     store = Store.open(settings, environ)
     recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: signals.stop is not None)
@@ -177,7 +177,7 @@ def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Reda
         job=spec.name,
         attempt=record.attempts[-1].number,
         parents=tuple(each.chosen.manifest.id for each in prepared.provided if each.chosen.manifest),
-        sources=tuple(redactor.text(each.chosen.text) for each in prepared.provided if not each.chosen.manifest),
+        sources=tuple(redactor.text(each.chosen.source) for each in prepared.provided if not each.chosen.manifest),
         repository=redactor.text(repository),
         commit=commit,
         command=tuple(redactor.command(spec.command)),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launcher import secrets
 from launcher.checkpoint import safety
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
@@ -19,6 +20,7 @@ from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen, Provided
 from launcher.inputs.entries import Lease
+from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.outputs import filesystem
@@ -47,6 +49,8 @@ class Checked:
     commit: str
     python: str
     client: Any = None
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables of the job that are secrets: given to it, written nowhere."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Prepared:
 def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
     """Everything that can be known before anything long starts. Raises the error of what is wrong."""
     device, extra = _device(spec, environ, emit)
+    hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
     commit = ""
     if spec.repository_url:
         commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
@@ -84,12 +89,13 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
-    chosen = choose.choose(spec.checkpoint, store, settings, environ)
+    selection = Selection(spec.include, spec.exclude, spec.only)
+    chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
     for each in chosen:
         findings = choose.findings(each, store, settings)
         safety.refuse(findings, spec.pickles, each.text)
         safety.warn(findings, spec.pickles, each.text, emit)
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
+    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, hidden)
 
 
 def prepare(
@@ -120,6 +126,9 @@ def prepare(
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
             provided.append(choose.provide(chosen, store, cache, progress.add))
+        findings = choose.findings_inside(provided[-1])
+        safety.refuse(findings, spec.pickles, chosen.text)
+        safety.warn(findings, spec.pickles, chosen.text, emit)
         emit(
             event(
                 "input-ready",
@@ -168,7 +177,7 @@ def prepare(
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
     prepared = Prepared(
         command=line,
-        env={"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env,
+        env={"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env | checked.secrets,
         work_dir=work_dir,
         output=str(output),
         mounts=tuple(mounts),
@@ -183,7 +192,7 @@ def prepare(
     )
     if not in_container:
         return prepared
-    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env
+    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env | checked.secrets
     request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
     return dataclasses.replace(prepared, env=inside, hide=(), rungs=("engine",), request=request)
 

@@ -6,8 +6,10 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from launcher import __version__, names
 from launcher.checkpoint import formats, paths, safety
@@ -15,10 +17,12 @@ from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
 from launcher.checkpoint.safety import Policy, Safety
 from launcher.checkpoint.tree import Folder
-from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, UsageError
+from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
 from launcher.ids import new_id
-from launcher.inputs.cache import fetch_files
+from launcher.inputs.cache import NodeCache, fetch_files
+from launcher.inputs.remote import Remote
+from launcher.inputs.selection import Selection
 from launcher.progress import Progress
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
@@ -35,20 +39,30 @@ def push(
     emit: Emit,
     parents: Sequence[str] = (),
     pickles: Policy = "warn",
+    selection: Selection = Selection(),
+    source: str = "",
+    sha256: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Stores a folder's content, or one file, as the next version of `name`, unless the newest version is the same.
 
-    `parents`: ids of the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not
-    whole, unless `force`; with UnsafePickle where its pickles have findings and `pickles` is deny. Symbolic links are
-    followed nowhere: they and special files are named and left out.
+    `source`: where it is from, if not from `path`; `sha256`: of its files, as far as they are known there. `parents`: ids of
+    the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not whole, unless
+    `force`; with UnsafePickle where its pickles have findings and `pickles` is deny. Symbolic links are followed nowhere:
+    they and special files are named and left out.
     """
     name = names.check(name, "checkpoint name")
     tree = open_tree(path)
-    lineage = Lineage(tuple(parents), (os.path.abspath(os.path.expanduser(path)),))
+    lineage = Lineage(tuple(parents), (source or os.path.abspath(os.path.expanduser(path)),))
+    if selection:
+        tree = Folder(
+            tree.root, {path: size for path, size in tree.files.items() if selection.takes(path)}, tree.others
+        )
+        if not tree.files:
+            raise SourceNotFound(source=path, cause="no file of it is taken")
     judgement = formats.judge(tree)
     if not judgement.whole and judgement.verdict != "unknown" and not force:
         raise FormatBroken(
-            source=path,
+            source=source or path,
             cause="; ".join(judgement.reasons[:3]),
             hint="Push it all the same with --force, if it is what you mean.",
         )
@@ -61,7 +75,7 @@ def push(
     store.prepare()
     while True:
         try:
-            return _push(store, name, tree, judgement, lineage, found, threads=threads, emit=emit)
+            return _push(store, name, tree, judgement, lineage, found, sha256 or {}, threads=threads, emit=emit)
         except Aborted:
             continue  # It took so long that gc took us for dead and removed the files: everything again, under a new id.
 
@@ -73,6 +87,7 @@ def _push(
     judgement: Judgement,
     lineage: Lineage,
     found: Safety,
+    sha256: Mapping[str, str],
     *,
     threads: int,
     emit: Emit,
@@ -93,7 +108,7 @@ def _push(
         created=time.time(),
         writer=__version__,
         format=judgement.format,
-        files=files,
+        files=tuple(msgspec.structs.replace(file, sha256=sha256.get(file.path, "")) for file in files),
         size=sum(file.size for file in files),
         facts=format.facts(tree) if format else Facts(),
         ready=format.ready(tree) if format else Ready(),
@@ -102,6 +117,39 @@ def _push(
         imports=found.imports,
     )
     return store.commit(manifest)
+
+
+def push_remote(
+    store: Store,
+    name: str,
+    remote: Remote,
+    cache: NodeCache,
+    *,
+    threads: int,
+    force: bool,
+    emit: Emit,
+    parents: Sequence[str] = (),
+    pickles: Policy = "warn",
+) -> Checkpoint:
+    """Stores what is somewhere else as the next version of `name`, through the node cache, where a job finds it again."""
+    name = names.check(name, "checkpoint name")
+    with Progress(f"Fetching {remote.url}", remote.size, emit) as progress:
+        path, lease = cache.fetch_remote(remote, progress.add)
+    try:
+        return push(
+            store,
+            name,
+            str(path),
+            threads=threads,
+            force=force,
+            emit=emit,
+            parents=parents,
+            pickles=pickles,
+            source=remote.url,
+            sha256=remote.sha256,
+        )
+    finally:
+        lease.release()
 
 
 def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit: Emit) -> tuple[str, Checkpoint]:

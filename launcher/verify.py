@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -13,15 +12,13 @@ from launcher.checkpoint import formats, reference, safety
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Facts, Ready
 from launcher.checkpoint.tree import Folder, Tree
-from launcher.errors import AccessDenied, SourceNotFound
+from launcher.errors import AccessDenied, SourceNotFound, UsageError
+from launcher.inputs import remote
+from launcher.inputs.selection import Selection
+from launcher.settings import Settings
 from launcher.store import layout
 from launcher.store import tree as trees
 from launcher.store.store import Store
-from launcher.transfer.object_store import Entry, ObjectStore
-from launcher.transfer.places import open_place
-
-NEIGHBOURS = 10_000
-"""Objects of a folder among which a single one is looked for."""
 
 
 def verify(
@@ -29,13 +26,12 @@ def verify(
     store: Callable[[], Store],
     *,
     read_data: bool,
-    timeout: float,
-    threads: int,
+    settings: Settings,
     environ: Mapping[str, str],
 ) -> dict[str, Any]:
     """What `launcher checkpoint verify` prints: format, verdict, whole, reasons, facts, ready, safety.
 
-    `timeout`: seconds that one request to a remote place is tried again. Of a stored checkpoint the files must also be those of
+    Of a stored checkpoint the files must also be those of
     its manifest: in number and size, and with `read_data` in every byte. Raises SourceNotFound, CheckpointNotFound,
     AccessDenied, StoreError.
     """
@@ -45,8 +41,12 @@ def verify(
     if ref is None or ref.kind == "path":
         tree: Tree = open_tree(target)
     elif ref.kind == "url":
-        place, entries = _listed(ref.value, timeout, environ)
-        tree = trees.remote_tree(place, entries, timeout, threads, target)
+        found = remote.find(ref.value, Selection(), settings, environ)
+        if found.archive:
+            raise UsageError(
+                what=f"{found.url} is an archive; nobody can look into it from outside.", hint="Push it, and see."
+            )
+        tree = trees.remote_tree(found.place, found.entries, settings.store_timeout, settings.transfer_threads, target)
     else:
         opened = store()
         manifest = opened.resolve(ref).manifest
@@ -56,14 +56,14 @@ def verify(
         damage, stored = [f"{key.removeprefix(prefix)}: {cause}" for key, cause in wrong.items()], True
         tree = trees.tree_of(opened, manifest)
         if not damage:
-            tree.read_heads(threads)
+            tree.read_heads(settings.transfer_threads)
     judgement = formats.judge(tree)
     if damage:
         judgement = Judgement("broken", judgement.format, tuple(damage))
     elif stored and judgement.verdict == "unknown":
         judgement = Judgement("whole", judgement.format)  # Committed, and every byte is as it was then.
     format = formats.by_name(judgement.format)
-    found = safety.look(tree)
+    looked = safety.look(tree)
     return {
         "format": judgement.format,
         "verdict": judgement.verdict,
@@ -71,19 +71,8 @@ def verify(
         "reasons": list(judgement.reasons),
         "facts": msgspec.to_builtins(format.facts(tree) if format else Facts()),
         "ready": msgspec.to_builtins(format.ready(tree) if format and judgement.whole else Ready()),
-        "safety": {"findings": list(found.findings), "imports": list(found.imports)},
+        "safety": {"findings": list(looked.findings), "imports": list(looked.imports)},
     }
-
-
-def _listed(url: str, timeout: float, environ: Mapping[str, str]) -> tuple[ObjectStore, list[Entry]]:
-    """What lies below a URL; where that is nothing, the object of this name beside its neighbours."""
-    place = open_place(url, timeout=timeout, environ=environ)
-    entries = list(place.list(""))
-    folder, _, name = url.rstrip("/").rpartition("/")
-    if not entries and not folder.endswith("/"):
-        place = open_place(folder, timeout=timeout, environ=environ)
-        entries = [entry for entry in islice(place.list(""), NEIGHBOURS) if entry.key == name]
-    return place, entries
 
 
 def open_tree(path: str) -> Folder:

@@ -35,6 +35,8 @@ class File(msgspec.Struct, frozen=True, omit_defaults=True):
     mode: int = 0o644
     mtime: float = 0.0
     blocks: tuple[str, ...] = ()
+    sha256: str = ""
+    """Hex, where the place that it came from named it; it was compared then."""
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,7 +19,7 @@ _PICKLES = "What to do where loading its pickles may run code that no known libr
 
 @click.group("checkpoint")
 def group() -> None:
-    """Push, list, inspect, fetch, compare, keep and delete checkpoints."""
+    """Push, list, inspect, fetch, export, compare, keep and delete checkpoints."""
 
 
 for _command in (keeping.delete, keeping.pin, keeping.unpin, keeping.prune, keeping.gc, keeping.check):
@@ -28,44 +28,91 @@ for _command in (lineage.log, lineage.diff):
     group.add_command(_command)
 
 
+_SELECTION = [
+    click.option("--include", multiple=True, metavar="GLOB", help="Only these files. May be repeated."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Not these files. May be repeated."),
+    click.option(
+        "--only",
+        type=click.Choice(["all", "inference"]),
+        default="all",
+        help="inference: no optimizer, scheduler, … [all]",
+    ),
+]
+
+
+def selection_options(command: Any) -> Any:
+    """The flags that choose files of a checkpoint."""
+    for option in reversed(_SELECTION):
+        command = option(command)
+    return command
+
+
 @group.command()
 @click.argument("name")
-@click.option(
-    "--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file."
-)
+@click.option("--file", "path", metavar="SOURCE", help="A folder (its content is taken), a file, an archive, or a URL.")
+@click.option("--storage-provider", "storage", metavar="STORAGE", help="Take it from this storage …")
+@click.option("--source-path", metavar="PATH", help="… at this path; on the hub the repository.")
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
 @click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from. May be repeated.")
 @click.option(
     "--pickles", type=click.Choice(["allow", "warn", "deny"]), default="warn", show_default=True, help=_PICKLES
 )
+@selection_options
 @json_option
 @click.pass_context
 def push(
-    ctx: click.Context, name: str, path: str, force: bool, parents: tuple[str, ...], pickles: Policy, as_json: bool
+    ctx: click.Context,
+    name: str,
+    path: str | None,
+    storage: str | None,
+    source_path: str | None,
+    force: bool,
+    parents: tuple[str, ...],
+    pickles: Policy,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    only: Any,
+    as_json: bool,
 ) -> None:
-    """Stores a folder or file as a checkpoint. The same name again makes its next version, unless nothing has changed.
+    """Stores a checkpoint. The same name again makes its next version, unless nothing has changed.
 
     \b
     Examples:
       launcher checkpoint push mistral_tiny_base --file ./model
       cd model && launcher checkpoint push mistral_tiny_base --file ./
       launcher checkpoint push merged --file ./merged --parent mistral_tiny_base --parent job:ft_01
+      launcher checkpoint push base --file s3://bucket/models/base
+      launcher checkpoint push qwen --file hf://Qwen/Qwen2.5-7B@main
+      launcher checkpoint push base --file https://example.org/base.tar.zst --only inference
+      launcher checkpoint push qwen --storage-provider hub --source-path Qwen/Qwen2.5-7B
     """
     from launcher import push as pushing
-    from launcher.events import Console
+    from launcher.cli.context import console
+    from launcher.errors import UsageError
+    from launcher.inputs import remote
+    from launcher.inputs.cache import NodeCache
+    from launcher.inputs.selection import Selection
 
-    settings, _ = current(ctx)
-    store = open_store(ctx)
-    pushed = pushing.push(
-        store,
-        name,
-        path,
-        threads=settings.transfer_threads,
-        force=force,
-        emit=Console(),
-        parents=[store.resolve(each).manifest.id for each in parents],
-        pickles=pickles,
-    )
+    settings, environ = current(ctx)
+    source = path or source_path
+    if not source or (path and source_path) or (storage and not source_path):
+        raise UsageError(
+            what="Say once where the checkpoint is: --file SOURCE, or --storage-provider STORAGE --source-path PATH."
+        )
+    selection = Selection(include, exclude, only)
+    found = remote.of_text(f"storage:{storage}/{source}" if storage else source, selection, settings, environ)
+    store, emit = open_store(ctx), console(ctx)
+    how: dict[str, Any] = {
+        "threads": settings.transfer_threads,
+        "force": force,
+        "emit": emit,
+        "parents": [store.resolve(each).manifest.id for each in parents],
+        "pickles": pickles,
+    }
+    if found:
+        pushed = pushing.push_remote(store, name, found, NodeCache.open(settings, emit), **how)
+    else:
+        pushed = pushing.push(store, name, remote.local_path(source), selection=selection, **how)
     if as_json:
         print_json(as_document(pushed) | {"repeated": pushed.repeated})
         return
@@ -139,6 +186,46 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 
 
 @group.command()
+@click.argument("ref")
+@click.option("--storage-provider", "storage", metavar="STORAGE", help="Write it to this storage …")
+@click.option("--destination-path", metavar="PATH", help="… at this path.")
+@click.option("--destination", metavar="URL", help="Or to a URL (s3://, gs://, az://) or a folder.")
+@selection_options
+@click.pass_context
+def export(
+    ctx: click.Context,
+    ref: str,
+    storage: str | None,
+    destination_path: str | None,
+    destination: str | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    only: Any,
+) -> None:
+    """Copies a checkpoint to a place elsewhere, as the plain files that it is made of.
+
+    \b
+    Examples:
+      launcher checkpoint export ft_01@v2 --storage-provider lab --destination-path my-bucket/checkpoints/ft_01/
+      launcher checkpoint export ft_01 --destination s3://my-bucket/ft_01 --only inference
+    """
+    from launcher import export as exporting
+    from launcher.cli.context import console
+    from launcher.errors import UsageError
+    from launcher.inputs.selection import Selection
+    from launcher.text import size
+
+    settings, environ = current(ctx)
+    if bool(storage and destination_path) == bool(destination) or bool(storage) != bool(destination_path):
+        raise UsageError(what="Say where to: --storage-provider STORAGE --destination-path PATH, or --destination URL.")
+    text = destination or f"storage:{storage}/{destination_path}"
+    place = exporting.target(text, settings, environ)
+    selection = Selection(include, exclude, only)
+    found, sent = exporting.export(open_store(ctx), ref, place, settings, selection=selection, emit=console(ctx))
+    click.echo(f"Exported {found.label} to {place.url}: {size(sent)}")
+
+
+@group.command()
 @click.argument("target", metavar="PATH_OR_REF")
 @click.option("--read-data", is_flag=True, help="Of a stored checkpoint, read every byte and compare digests.")
 @json_option
@@ -163,8 +250,7 @@ def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> N
         target,
         lambda: open_store(ctx),
         read_data=read_data,
-        timeout=settings.store_timeout,
-        threads=settings.transfer_threads,
+        settings=settings,
         environ=environ,
     )
     if as_json:

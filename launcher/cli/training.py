@@ -15,11 +15,15 @@ from launcher.cli.context import current, json_option, open_store, print_json, p
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
     click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
+    click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
+    click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
     click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
+    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -62,6 +66,7 @@ def _run(
     with catching() as signals:
         settings, environ = current(ctx)
         flags["env"] = specs.parse_env(flags.pop("env"), environ)
+        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
         spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
         return main_job.run(spec, settings, environ, signals).code
 

@@ -24,13 +24,14 @@ from launcher.errors import (
 )
 from launcher.events import Emit, event
 from launcher.inputs.entries import About, Cached, Entries, Lease
+from launcher.inputs.remote import Remote
 from launcher.settings import Settings, parse_share
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import size as as_size
 from launcher.transfer import bulk
 from launcher.transfer import digest as digests
-from launcher.transfer.object_store import Entry, Missing, ObjectStore, OnBytes
+from launcher.transfer.object_store import Missing, OnBytes
 
 
 class NodeCache:
@@ -58,8 +59,9 @@ class NodeCache:
         """Where the checkpoint is, or would be."""
         return self._entries.path(identifier)
 
-    def fetch(self, store: Store, manifest: Manifest, on_bytes: OnBytes) -> tuple[Path, Lease]:
+    def fetch(self, store: Store, manifest: Manifest, on_bytes: OnBytes, *, part: str = "") -> tuple[Path, Lease]:
         """The whole, verified checkpoint on this machine. Waits for another process that is downloading the same one.
+        `part`: the manifest names only a selection of the files, and this text tells it from other ones.
 
         Raises DigestMismatch, NoSpace, StoreError, and what `on_bytes` raises (also called with 0 while it waits). A crash
         leaves what was downloaded for the next attempt.
@@ -69,22 +71,17 @@ class NodeCache:
             fetch_files(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
             return About(manifest.name, store.url, manifest.files)
 
-        return self._make(manifest.id, manifest.size, f"checkpoint {manifest.name}", download, on_bytes)
+        identifier = f"{manifest.id}-{_hash(part)[:8]}" if part else manifest.id
+        return self._make(identifier, manifest.size, f"checkpoint {manifest.name}", download, on_bytes)
 
-    def fetch_remote(self, place: ObjectStore, entries: tuple[Entry, ...], on_bytes: OnBytes) -> tuple[Path, Lease]:
-        """A folder at a URL, as it is now: its listing (names, sizes, times) is the entry's identity. Sizes are checked;
-        digests are not known there."""
-        listing = "\n".join([place.url, *(f"{entry.key}\t{entry.size}\t{entry.modified}" for entry in entries)])
-        identifier = digests.of_bytes(listing.encode()).partition(":")[2][:32]
+    def fetch_remote(self, remote: Remote, on_bytes: OnBytes) -> tuple[Path, Lease]:
+        """What is somewhere else, as it is now: its identity is the entry's. Raises what `Remote.download` does."""
 
         def download(partial: Path) -> About:
-            wanted = [bulk.Wanted(entry.key, entry.size, str(partial / entry.key)) for entry in entries]
-            _folders(wanted)
-            moved = bulk.download(place, wanted, threads=self._threads, timeout=60, on_bytes=on_bytes)
-            files = (File(each.key, came.size, came.digest, blocks=came.blocks) for each, came in zip(wanted, moved))
-            return About(place.url.rpartition("/")[2], place.url, tuple(files))
+            files = remote.download(partial, threads=self._threads, on_bytes=on_bytes)
+            return About(remote.name, remote.url, files)
 
-        return self._make(identifier, sum(entry.size for entry in entries), place.url, download, on_bytes)
+        return self._make(_hash(remote.identity), remote.size, remote.url, download, on_bytes)
 
     def _make(
         self, identifier: str, size: int, what: str, download: Callable[[Path], About], on_bytes: OnBytes
@@ -166,6 +163,10 @@ class NodeCache:
                 what=str(self.folder), cause=error.strerror, hint="Choose a folder you may write: LAUNCHER_CACHE_DIR."
             )
         return LocalResourceError(what=f"The node cache {self.folder} cannot be used: {error}.")
+
+
+def _hash(text: str) -> str:
+    return digests.of_bytes(text.encode("utf-8", "surrogateescape")).partition(":")[2][:32]
 
 
 def changes(folder: str, manifest: Manifest) -> list[str]:

@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import msgspec
+
+from launcher import names
 from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
+from launcher.inputs import remote
+from launcher.inputs.archives import is_archive
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
+from launcher.inputs.remote import Remote
+from launcher.inputs.selection import Selection
 from launcher.settings import Settings
 from launcher.store import tree as trees
 from launcher.store.store import Store
-from launcher.transfer.object_store import Entry, ObjectStore, OnBytes
-from launcher.transfer.places import open_place
+from launcher.transfer.object_store import OnBytes
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A resolved input: exactly one of `manifest` (in the store), `folder` (a local path) and `remote` (a URL) is set."""
+    """A resolved input: exactly one of `manifest` (in the store; only the files that are taken), `folder` (a local path) and
+    `remote` (a URL, an archive) is set."""
 
     text: str
     names: tuple[str, ...]
     """Folders below the input directory at which the job finds it."""
     manifest: Manifest | None = None
     folder: str | None = None
-    remote: tuple[ObjectStore, tuple[Entry, ...]] | None = None
+    remote: Remote | None = None
+    part: str = ""
+    """Of a stored checkpoint: the selection, where it is not taken whole."""
+
+    @property
+    def source(self) -> str:
+        """Where it came from, for the lineage: a URL pinned to what was found, without credentials."""
+        return self.remote.url if self.remote else self.text
 
     @property
     def size(self) -> int:
         """Bytes; 0 for a local folder, which is not copied."""
         if self.manifest:
             return self.manifest.size
-        return sum(entry.size for entry in self.remote[1]) if self.remote else 0
+        return self.remote.size if self.remote else 0
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,19 @@ class Provided:
     """For a local folder: path to (size, mtime in ns, inode), to see changes by the job."""
 
 
-def choose(texts: Iterable[str], store: Store, settings: Settings, environ: Mapping[str, str]) -> list[Chosen]:
+def choose(
+    texts: Iterable[str],
+    store: Store,
+    settings: Settings,
+    environ: Mapping[str, str],
+    selection: Selection = Selection(),
+) -> list[Chosen]:
     """Resolves every `REF` or `REF=FOLDER`. Raises CheckpointNotFound, SourceNotFound, UsageError."""
-    chosen = [_one(text, store, settings, environ) for text in texts]
+
+    def resolved(text: str, mounts: tuple[str, ...]) -> Chosen:
+        return _resolved(text, mounts, store, settings, environ, selection)
+
+    chosen = [_one(text, resolved, store) for text in texts]
     taken: dict[str, str] = {}
     for each in chosen:
         for name in each.names:
@@ -65,26 +89,33 @@ def choose(texts: Iterable[str], store: Store, settings: Settings, environ: Mapp
     return chosen
 
 
-def _one(text: str, store: Store, settings: Settings, environ: Mapping[str, str]) -> Chosen:
+def _one(text: str, resolved: Callable[[str, tuple[str, ...]], Chosen], store: Store) -> Chosen:
     try:
-        return _resolved(text, (), store, settings, environ)
+        return resolved(text, ())
     except (CheckpointNotFound, SourceNotFound, UsageError):
         ref, equals, folder = text.rpartition("=")  # Lightning's names hold `=`, so the whole text was tried first.
         if not equals or not ref or not folder:
             raise
         try:
             paths.check(folder)
-            return _resolved(ref, (folder,), store, settings, environ)
+            return resolved(ref, (folder,))
         except CheckpointNotFound as error:
             raise CheckpointNotFound(ref=ref, store=store.url, hint=error.hint) from None
 
 
 def _resolved(
-    text: str, names: tuple[str, ...], store: Store, settings: Settings, environ: Mapping[str, str]
+    text: str,
+    mounts: tuple[str, ...],
+    store: Store,
+    settings: Settings,
+    environ: Mapping[str, str],
+    selection: Selection,
 ) -> Chosen:
-    ref = reference.parse(text)
+    ref = reference.parse(remote.local_path(text))
     if ref.kind == "path":
         folder = os.path.abspath(os.path.expanduser(ref.value))
+        if os.path.isfile(folder) and is_archive(folder):
+            return _from(remote.of_path(folder, selection, settings.store_timeout), text, mounts)
         if not os.path.isdir(folder):
             cause = (
                 "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
@@ -95,43 +126,59 @@ def _resolved(
                 raise SourceNotFound(source=text, cause="the folder is empty")
         except PermissionError as error:
             raise AccessDenied(what=folder, cause=error.strerror) from error
-        return Chosen(text, names or (reference.parse(folder).mount_name,), folder=folder)
+        if selection:
+            return _from(remote.of_path(folder, selection, settings.store_timeout), text, mounts)
+        return Chosen(text, mounts or (reference.parse(folder).mount_name,), folder=folder)
     if ref.kind == "url":
-        place = open_place(ref.value, timeout=settings.store_timeout, environ=environ)
-        entries = tuple(place.list(""))
-        if not entries:
-            raise SourceNotFound(source=text, cause="nothing is there")
-        paths.check_all(entry.key for entry in entries)
-        return Chosen(text, names or (ref.mount_name,), remote=(place, entries))
+        return _from(remote.find(ref.value, selection, settings, environ), text, mounts)
     found = store.resolve(ref).manifest
     own = (ref.mount_name,) if ref.mount_name == found.name or ref.kind != "id" else (ref.mount_name, found.name)
     if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
         own = (ref.value, found.name)
-    return Chosen(text, names or own, manifest=found)
+    files = tuple(file for file in found.files if selection.takes(file.path))
+    if not files:
+        raise SourceNotFound(
+            source=text, cause="none of its files is taken", hint="Check --include, --exclude, --only."
+        )
+    found = msgspec.structs.replace(found, files=files, size=sum(file.size for file in files))
+    return Chosen(text, mounts or own, manifest=found, part=selection.text)
+
+
+def _from(found: Remote, text: str, mounts: tuple[str, ...]) -> Chosen:
+    return Chosen(text, mounts or (names.clean(found.name or "checkpoint"),), remote=found)
 
 
 def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...]:
     """What the input's pickles hold that is not known to be harmless: by its manifest, else by a look at their headers."""
     tree: Tree
     if chosen.manifest:
-        if chosen.manifest.safety is not None:
+        if chosen.manifest.safety is not None and not chosen.part:
             return chosen.manifest.safety
         tree = trees.tree_of(store, chosen.manifest)
+    elif chosen.remote and chosen.remote.archive:
+        return ()  # Looked at when it is unpacked: `findings_inside`.
     elif chosen.remote:
-        tree = trees.remote_tree(*chosen.remote, settings.store_timeout, settings.transfer_threads, chosen.text)
+        place, entries = chosen.remote.place, chosen.remote.entries
+        tree = trees.remote_tree(place, entries, settings.store_timeout, settings.transfer_threads, chosen.text)
     else:
         assert chosen.folder
         tree = Folder.scan(chosen.folder)
     return safety.look(tree).findings
 
 
+def findings_inside(provided: Provided) -> tuple[str, ...]:
+    """The same of what came as an archive: nobody can look into one before it is unpacked."""
+    packed = provided.chosen.remote and provided.chosen.remote.archive
+    return safety.look(Folder.scan(provided.path)).findings if packed else ()
+
+
 def provide(chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes) -> Provided:
     """Brings an input's bytes to this machine, verified."""
     if chosen.manifest:
-        path, lease = cache.fetch(store, chosen.manifest, on_bytes)
+        path, lease = cache.fetch(store, chosen.manifest, on_bytes, part=chosen.part)
         return Provided(chosen, str(path), lease, {})
     if chosen.remote:
-        path, lease = cache.fetch_remote(*chosen.remote, on_bytes)
+        path, lease = cache.fetch_remote(chosen.remote, on_bytes)
         return Provided(chosen, str(path), lease, {})
     assert chosen.folder
     return Provided(chosen, chosen.folder, None, _state(chosen.folder))
@@ -147,7 +194,7 @@ def verify(provided: Provided, cache: NodeCache) -> None:
     if not cause:
         return
     if provided.chosen.manifest:
-        cache.drop(provided.chosen.manifest.id)
+        cache.drop(os.path.basename(provided.path))
     raise InputChanged(name=provided.chosen.names[0], cause=cause)
 
 

@@ -31,6 +31,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
     """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    include: tuple[str, ...] = ()
+    """Of the input checkpoints, only files that match one of these globs: *.json, tokenizer/*. Default: all."""
+    exclude: tuple[str, ...] = ()
+    """Of the input checkpoints, no file that matches one of these globs."""
+    only: Literal["all", "inference"] = "all"
+    """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Accelerators on each node, and so processes that torchrun starts there."""
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
@@ -51,6 +57,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Docker runner: size of /dev/shm. Default: half of the machine's memory."""
     env: dict[str, str] = {}
     """Variables of the job."""
+    secret: dict[str, str] = {}
+    """Variables of the job whose values are secrets (`launcher secret`): variable to the secret's name."""
     work_dir: str = ""
     """Where the command runs. Default: the current folder, or the repository."""
     repository_url: str = ""
@@ -79,7 +87,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         return rules.parse(self.keep) if self.keep else None
 
 
-LISTS = frozenset({"checkpoint", "command", "watch"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
 
 
 def load(
@@ -94,7 +102,7 @@ def load(
     Raises UsageError that lists every mistake of every layer.
     """
     fields = [field.name for field in msgspec.structs.fields(JobSpec)]
-    plain = [name for name in fields if name not in {"command", "env", "kind"}]
+    plain = [name for name in fields if name not in {"command", "env", "kind", "secret"}]
     layers: list[tuple[str, Mapping[str, Any]]] = [
         ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
     ]
@@ -162,9 +170,11 @@ def _check(spec: JobSpec) -> list[str]:
     folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
     for each in sorted({each for each in folders if folders.count(each) > 1}):
         mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
-    for key in spec.env:
-        if not key or "=" in key or "\0" in key:
-            mistakes.append(f"--env: {key!r} is no name of a variable")
+    for flag, keys in (("--env", spec.env), ("--secret", spec.secret)):
+        for key in keys:
+            if not key or "=" in key or "\0" in key:
+                mistakes.append(f"{flag}: {key!r} is no name of a variable")
+    mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
     return mistakes
 
 
@@ -176,4 +186,15 @@ def parse_env(pairs: typing.Iterable[str], environ: Mapping[str, str]) -> dict[s
         if not equals and key not in environ:
             raise UsageError(what=f"--env {key}: the variable is not set here; write --env {key}=VALUE.")
         result[key] = value if equals else environ[key]
+    return result
+
+
+def parse_secrets(pairs: typing.Iterable[str]) -> dict[str, str]:
+    """`VARIABLE=NAME` pairs, and `NAME` alone for a variable of the same name. Raises UsageError."""
+    result = {}
+    for pair in pairs:
+        variable, equals, name = pair.partition("=")
+        result[variable] = name if equals else variable
+        if not result[variable]:
+            raise UsageError(what=f"--secret {pair}: write --secret VARIABLE=NAME.")
     return result

@@ -10,14 +10,14 @@ from launcher.errors import LauncherError, SourceNotFound
 from launcher.store import layout
 from launcher.store.reading import Reader
 from launcher.transfer.digest import Hasher
-from launcher.transfer.object_store import Entry, Missing, ObjectStore
+from launcher.transfer.object_store import Entry, Missing, Readable
 from launcher.transfer.retry import call
 
 HEAD = 16 << 10
 """Bytes of every remote file that are read at once: most headers are shorter."""
 
 
-def remote_tree(place: ObjectStore, entries: Iterable[Entry], timeout: float, threads: int, text: str) -> RemoteTree:
+def remote_tree(place: Readable, entries: Iterable[Entry], timeout: float, threads: int, text: str) -> RemoteTree:
     """What was listed below a URL as a tree, its files' beginnings read. Raises SourceNotFound where nothing is."""
     sizes = {entry.key: entry.size for entry in entries}
     if not sizes:
@@ -67,7 +67,7 @@ def _content(store: Reader, key: str, file: File) -> str:
 class RemoteTree:
     """Objects of a store as a tree: read by ranges, what was read in advance not again."""
 
-    def __init__(self, place: ObjectStore, prefix: str, sizes: Mapping[str, int], timeout: float) -> None:
+    def __init__(self, place: Readable, prefix: str, sizes: Mapping[str, int], timeout: float) -> None:
         self._place, self._prefix, self._timeout = place, prefix, timeout
         self.files = dict(sorted(sizes.items()))
         self._heads: dict[str, bytes] = {}

@@ -51,7 +51,8 @@ def download(
 
     `timeout`: seconds that one unit is tried again without a byte arriving. The first failure ends it, and is raised when
     the units in flight have ended: Damaged, Missing, StoreUnavailable, StoreError, AccessDenied, OSError (no space).
-    `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, and read-only (0444).
+    `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then made read-only
+    (0444).
     """
     files = [_File(place, each, timeout, on_bytes) for each in wanted]
     # The largest first: what is left at the end is small, and shared well.
@@ -208,8 +209,8 @@ class _File:
             self.digests[index] = digest
             last = len(self.digests) == self.count
         if last:
-            os.fchmod(self.fd, 0o444)
             os.fsync(self.fd)
+            os.fchmod(self.fd, 0o444)  # After the sync: a read-only file is whole, also after a power cut.
             self.close()
 
     def close(self) -> None:

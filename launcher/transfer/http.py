@@ -50,9 +50,11 @@ class Refused(Exception):
 
 
 class Connections:
-    """Kept connections, lent to one request at a time. `timeout`: seconds without a byte after which one is cut."""
+    """Kept connections, lent to one request at a time. `timeout`: seconds without a byte after which one is cut. `environ`:
+    whose proxies are used; without it none are."""
 
-    def __init__(self, *, timeout: float) -> None:
+    def __init__(self, *, timeout: float, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = environ or {}
         self._timeout = timeout
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
@@ -97,7 +99,8 @@ class Connections:
                 return idle.pop()
             if place[0] == "https":
                 self._tls = self._tls or ssl.create_default_context()
-            return addresses.connection(*place, timeout=self._timeout, tls=self._tls)
+            proxy = addresses.proxy(*place, self._environ)
+            return addresses.connection(*place, timeout=self._timeout, tls=self._tls, proxy=proxy)
 
 
 def _send(
@@ -135,10 +138,10 @@ def check(response: http.client.HTTPResponse, url: str) -> None:
 
 
 class Ranges:
-    """GET requests for byte ranges. `timeout`: seconds without a byte."""
+    """GET requests for byte ranges. `timeout`, `environ`: see `Connections`."""
 
-    def __init__(self, *, timeout: float) -> None:
-        self._connections = Connections(timeout=timeout)
+    def __init__(self, *, timeout: float, environ: Mapping[str, str] | None = None) -> None:
+        self._connections = Connections(timeout=timeout, environ=environ)
         self._local = threading.local()
 
     def get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str] | None = None) -> None:
@@ -200,5 +203,8 @@ def _seconds(text: str) -> float:
 
 
 def shown(url: str) -> str:
-    """The URL without its query, which holds the signature."""
-    return url.partition("?")[0]
+    """A URL without what may be secret in it: user, password, query. Any other text as it is."""
+    if "://" not in url:
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

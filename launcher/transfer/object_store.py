@@ -69,6 +69,9 @@ class Readable(Protocol):
 
     url: str
 
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start`; shorter only at the object's end."""
+
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
 
@@ -88,9 +91,6 @@ class ObjectStore(Readable, Protocol):
 
     def get(self, key: str) -> bytes:
         """A whole (small) object."""
-
-    def read(self, key: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start`; shorter only at the object's end."""
 
     def put(self, key: str, body: bytes) -> None:
         """Writes a small object, replacing what was there: for records and caches only."""
