@@ -128,21 +128,19 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder) -> Running:
         prepared.command.arguments,
         env=prepared.env,
         work_dir=prepared.work_dir,
-        mounts=prepared.mounts,
-        hide=prepared.hide,
-        rungs=prepared.rungs,
+        protection=prepared.protection,
         log=log,
         ranks=prepared.command.ranks,
     )
 
 
 def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:
-    if running.rung not in ("permissions", "none"):
+    if running.rung not in ("landlock", "permissions", "none"):
         return None
     cache = NodeCache.open(settings)
     try:
         for each in prepared.provided:
-            choose.verify(each, cache)
+            choose.verify(each, cache, running.rung)
     except InputChanged as error:
         return error
     return None

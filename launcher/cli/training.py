@@ -15,6 +15,9 @@ from launcher.cli.context import current, json_option, open_store, print_json, p
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
     click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
+    click.option(
+        "--input-writable", is_flag=True, default=None, help="The job may write into a view of its input, for its time."
+    ),
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),

@@ -29,6 +29,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
     """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    input_writable: bool = False
+    """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Accelerators on each node, and so processes that torchrun starts there."""
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
