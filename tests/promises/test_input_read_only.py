@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.on_input import AFTER_A_NEW_MODE, ALL, METADATA
-from tests.support.cli import PROGRAM, ROOT, Launcher
+from tests.support.cli import ROOT, Launcher
 
 PROGRAM_OF_ATTACKS = ROOT / "tests" / "attacks" / "on_input.py"
 
@@ -38,7 +38,7 @@ class Rig:
 
     def __init__(self, folder: Path, words: list[str]) -> None:
         self.launcher = Launcher(folder / "home")
-        self.words = [*words, *python_for_everybody(self.launcher)] if words else [PROGRAM]
+        self.python = [*words, python_for_everybody(self.launcher)] if words else [sys.executable]
         self.launcher.env["CACHE"] = self.launcher.env["LAUNCHER_CACHE_DIR"]
         model = folder / "model"
         (model / "sub").mkdir(parents=True)
@@ -53,7 +53,12 @@ class Rig:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self.words, *words], env=self.launcher.env, cwd="/", capture_output=True, text=True, timeout=120
+            [*self.python, "-m", "launcher", *words],
+            env=self.launcher.env,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     def attack(self, rung: str, *names: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
@@ -71,15 +76,14 @@ class Rig:
         return {str(path.relative_to(entry)): path.read_bytes() for path in entry.rglob("*") if path.is_file()}
 
 
-def python_for_everybody(launcher: Launcher) -> list[str]:
-    """`launcher` by an interpreter that another user may execute: this one may lie in a home folder."""
-    real = Path(sys.executable).resolve()
-    if all(parent.stat().st_mode & 0o001 for parent in real.parents):
-        return [PROGRAM]
+def python_for_everybody(launcher: Launcher) -> str:
+    """An interpreter that another user may execute and that finds the launcher: this one may lie in a home folder."""
+    if all(parent.stat().st_mode & 0o001 for name in (sys.executable, ROOT) for parent in Path(name).resolve().parents):
+        return sys.executable
     version = subprocess.run(["/usr/bin/python3", "-V"], capture_output=True, text=True).stdout.split()[-1]
     assert version.startswith("%d.%d." % sys.version_info[:2]), f"no interpreter for everybody: {version}"
     launcher.env["PYTHONPATH"] = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
-    return ["/usr/bin/python3", "-m", "launcher"]
+    return "/usr/bin/python3"
 
 
 USERS = {
@@ -138,9 +142,8 @@ def test_what_a_rung_does_not_prevent_is_found(public: Path, user: str, rung: st
     """Modes, owners and times are no business of Landlock; below it, nothing holds."""
     it = rig(public, user)
     names = [*METADATA, *AFTER_A_NEW_MODE] if rung == "landlock" else [name for name in ALL if name not in NO_CHANGE]
-    program = it.words[:-2] if it.words[-1] == "launcher" else [sys.executable]
     done = subprocess.run(
-        [*program, "-m", "tests.attacks.after_the_job", rung, str(it.launcher.home / "data" / "store"), *names],
+        [*it.python, "-m", "tests.attacks.after_the_job", rung, str(it.launcher.home / "data" / "store"), *names],
         env=it.launcher.env | {"TMPDIR": str(public)}, cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -169,7 +172,7 @@ def test_the_job_inherits_no_descriptor_but_0_1_2(public: Path) -> None:
     with open(it.model / "config.json", "r+b") as file:
         command = ["training", "run", "fds", "-C", "base", "--", "sh", "-c", "ls /proc/self/fd"]
         done = subprocess.run(
-            [*it.words, *command], env=it.launcher.env, pass_fds=[file.fileno(), reader, writer],
+            [*it.python, "-m", "launcher", *command], env=it.launcher.env, pass_fds=[file.fileno(), reader, writer],
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
     os.close(reader)
