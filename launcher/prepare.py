@@ -11,25 +11,30 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
+from launcher.checkpoint import safety
+from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
 from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
-from launcher.inputs.protection import PREVENTING, Possible, Protection, library_caches, probe, rungs
+from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, library_caches, probe
 from launcher.inputs.view import View
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
+from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, torchrun
 from launcher.runners.accelerators import detect
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
+from launcher.store import protection
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
+
+Rung = TypeVar("Rung", bound=str)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Prepared:
     protection: Protection
     provided: tuple[Provided, ...]
     spool: Path
+    watch: tuple[str, ...]
+    capture: tuple[filesystem.Rung, ...]
     verdict: Path
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
@@ -82,6 +89,8 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
     chosen = choose.choose(spec.checkpoint, store, settings, environ)
+    for each in chosen:
+        safety.enforce(choose.findings(each, store, settings), spec.pickles, each.text, emit)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
 
 
@@ -98,7 +107,16 @@ def prepare(
     cache = NodeCache.open(settings, emit)
     in_container = spec.runner == "docker"
     input_dir, output = _folders(spec, settings, environ, folder)
-    possible = functools.cache(lambda: probe(rungs(settings.input_guard), folder.path))
+    ways = _rungs("input-guard", settings.input_guard, RUNGS)
+    possible = functools.cache(lambda: probe(ways, folder.path))
+    for chosen in checked.chosen:
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
     provided = _provide(checked, store, cache, emit, lambda: in_container or possible().rung in PREVENTING)
     work_dir = checked.work_dir
     if spec.repository_url:
@@ -136,8 +154,8 @@ def prepare(
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
     whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
-    protection = Protection(
-        rungs=rungs(settings.input_guard),
+    shield = Protection(
+        rungs=ways,
         input=str(input_dir),
         mounts=mounts,
         hide=tuple(sorted(hide)),
@@ -147,17 +165,19 @@ def prepare(
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
         held.append(view)
-        protection = _writable(protection, view, possible, docker.owner(spec.user) if in_container else None, emit)
-    if any(each.linked for each in provided) or any(protection.views.values()):
-        protection = dataclasses.replace(protection, rungs=(possible().rung,))
+        shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
+    if any(each.linked for each in provided) or any(shield.views.values()):
+        shield = dataclasses.replace(shield, rungs=(possible().rung,))
     prepared = Prepared(
         command=line,
         env=whole,
         work_dir=work_dir,
         output=str(output),
-        protection=protection,
+        protection=shield,
         provided=tuple(provided),
-        spool=_spool(folder.path / "spool", output),
+        spool=folder.path / "spool",
+        watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
+        capture=_rungs("capture", settings.capture, filesystem.RUNGS),
         verdict=verdict,
         leases=tuple(held),
     )
@@ -188,20 +208,20 @@ def _provide(
 
 
 def _writable(
-    protection: Protection, view: View, possible: Callable[[], Possible], owner: tuple[int, int] | None, emit: Emit
+    shield: Protection, view: View, possible: Callable[[], Possible], owner: tuple[int, int] | None, emit: Emit
 ) -> Protection:
     """The same with a view at every mount: by overlayfs, else (always for a container, which `owner` says) by a copy."""
     no_overlay = "the Docker engine binds folders" if owner else possible().no_overlay
     if not no_overlay:
         emit(event("input-view", "The job may write into its input: a copy-on-write view, dropped after the job"))
-        return dataclasses.replace(protection, views={target: view.changes() for _, target in protection.mounts})
-    copies = {source: view.copy(source, owner) for source in {source for source, _ in protection.mounts}}
+        return dataclasses.replace(shield, views={target: view.changes() for _, target in shield.mounts})
+    copies = {source: view.copy(source, owner) for source in {source for source, _ in shield.mounts}}
     whole = sum(not shared for _, shared in copies.values())
     how = "reflinks, which take no space" if not whole else "a whole copy, as there are no reflinks here"
     text = f"The job may write into its input: {how}, dropped after the job (no overlayfs: {no_overlay})"
     emit(event("input-view", text, "warning" if whole else "info"))
-    mounts = tuple((copies[source][0], target) for source, target in protection.mounts)
-    return dataclasses.replace(protection, mounts=mounts, views=dict.fromkeys((target for _, target in mounts), ""))
+    mounts = tuple((copies[source][0], target) for source, target in shield.mounts)
+    return dataclasses.replace(shield, mounts=mounts, views=dict.fromkeys((target for _, target in mounts), ""))
 
 
 def _container(
@@ -314,20 +334,15 @@ def _empty_folder(path: str) -> None:
         raise LocalResourceError(what=f"The input folder {path} cannot be made: {error.strerror}.") from error
 
 
-def _spool(own: Path, output: Path) -> Path:
-    """Where captures lie: the job folder's spool where files of the output can be linked to it, else below the output."""
-    probe, linked = output / f".probe-{os.getpid()}", own / f".probe-{os.getpid()}"
-    try:
-        probe.touch()
-        os.link(probe, linked)
-        linked.unlink()
-        return own
-    except OSError:
-        inside = output / ".launcher"
-        inside.mkdir(exist_ok=True)
-        return inside
-    finally:
-        probe.unlink(missing_ok=True)
+def _rungs(key: str, asked: str, known: tuple[Rung, ...]) -> tuple[Rung, ...]:
+    """The ways that a setting lists, in its order; all of them for auto."""
+    if asked == "auto":
+        return known
+    words = [part.strip() for part in asked.split(",")]
+    for word in words:
+        if word not in known:
+            raise UsageError(what=f"--{key} {word}: choose from {', '.join(known)}, or auto.")
+    return tuple(each for word in words for each in known if each == word)
 
 
 def _half_of_memory() -> int:

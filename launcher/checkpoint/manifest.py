@@ -52,6 +52,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: int | None = None
     base_model: str | None = None
     library: str | None = None
+    trainer: str | None = None
+    """Which of trl's trainers: SFT, DPO, GRPO …"""
     library_version: str | None = None
 
 
@@ -62,6 +64,8 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
     resume_reason: str = ""
     inference: bool = False
     inference_reason: str = ""
+    base: str = ""
+    """The base model that inference needs beside it: an adapter's."""
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -102,6 +106,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ready: Ready = Ready()
     origin: Origin | None = None
     lineage: Lineage = Lineage()
+    safety: tuple[str, ...] | None = None
+    """What its pickles hold that is not known to be harmless, in words (see `launcher.checkpoint.safety`). Empty: nothing was
+    found, which is not "safe". None: an older release wrote it, and nobody has looked."""
+    imports: tuple[str, ...] = ()
+    """Every name that loading its pickles would import."""
     labels: dict[str, str] = {}
 
 
@@ -134,7 +143,7 @@ def decode(body: bytes, key: str) -> Manifest | Abort:
         if head.aborted is not None:
             return msgspec.json.decode(body, type=Abort)
         manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestInvalid(key=key, cause=str(error)) from error
     _check(manifest, key)
     return manifest

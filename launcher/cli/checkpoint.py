@@ -6,15 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import keeping, lineage
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
+    from launcher.checkpoint.safety import Policy
     from launcher.store.store import Checkpoint
+
+_PICKLES = "What to do where loading its pickles may run code that no known library writes."
 
 
 @click.group("checkpoint")
 def group() -> None:
-    """Push, list, inspect, fetch and verify checkpoints."""
+    """Push, list, inspect, fetch, compare, keep and delete checkpoints."""
+
+
+for _command in (keeping.delete, keeping.pin, keeping.unpin, keeping.prune, keeping.gc, keeping.check):
+    group.add_command(_command)
+for _command in (lineage.log, lineage.diff):
+    group.add_command(_command)
 
 
 @group.command()
@@ -23,29 +33,45 @@ def group() -> None:
     "--file", "path", required=True, metavar="PATH", help="A folder (its content becomes the checkpoint) or one file."
 )
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
+@click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from. May be repeated.")
+@click.option(
+    "--pickles", type=click.Choice(["allow", "warn", "deny"]), default="warn", show_default=True, help=_PICKLES
+)
 @json_option
 @click.pass_context
-def push(ctx: click.Context, name: str, path: str, force: bool, as_json: bool) -> None:
-    """Stores a folder or file as a checkpoint. The same name again makes its next version.
+def push(
+    ctx: click.Context, name: str, path: str, force: bool, parents: tuple[str, ...], pickles: Policy, as_json: bool
+) -> None:
+    """Stores a folder or file as a checkpoint. The same name again makes its next version, unless nothing has changed.
 
     \b
     Examples:
       launcher checkpoint push mistral_tiny_base --file ./model
       cd model && launcher checkpoint push mistral_tiny_base --file ./
+      launcher checkpoint push merged --file ./merged --parent mistral_tiny_base --parent job:ft_01
     """
     from launcher import push as pushing
     from launcher.events import Console
 
     settings, _ = current(ctx)
-    pushed = pushing.push(open_store(ctx), name, path, threads=settings.transfer_threads, force=force, emit=Console())
+    store = open_store(ctx)
+    pushed = pushing.push(
+        store,
+        name,
+        path,
+        threads=settings.transfer_threads,
+        force=force,
+        emit=Console(),
+        parents=[store.resolve(each).manifest.id for each in parents],
+        pickles=pickles,
+    )
     if as_json:
-        print_json(as_document(pushed))
-    else:
-        from launcher.text import size
+        print_json(as_document(pushed) | {"repeated": pushed.repeated})
+        return
+    from launcher.text import size
 
-        click.echo(
-            f"Pushed {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}"
-        )
+    did = "Unchanged, and not stored again:" if pushed.repeated else "Pushed"
+    click.echo(f"{did} {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}")
 
 
 @group.command("list")
@@ -109,33 +135,42 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> None:
-    """Says whether a folder or a stored checkpoint is whole, and why not: exit code 0 whole, 65 not."""
-    from launcher import push as pushing
+    """Says whether a checkpoint is whole, and why not: exit code 0 whole, 65 not.
 
-    found = pushing.verify(target, lambda: open_store(ctx), read_data=read_data)
+    PATH_OR_REF is a folder, a file, a stored checkpoint (NAME, NAME@vN, UUID, job:JOB) or a URL, of which only headers are
+    read. It also shows what the files say about themselves, and which names loading their pickles would import: a finding is
+    one that no known library writes. No finding does not mean that it is safe.
+
+    \b
+    Examples:
+      launcher checkpoint verify ./output/checkpoint-500
+      launcher checkpoint verify ft_01 --read-data
+      launcher checkpoint verify s3://models/mistral-7b --json
+    """
+    from launcher import verify as verifying
+
+    settings, environ = current(ctx)
+    found = verifying.verify(
+        target,
+        lambda: open_store(ctx),
+        read_data=read_data,
+        timeout=settings.store_timeout,
+        threads=settings.transfer_threads,
+        environ=environ,
+    )
     if as_json:
         print_json(found)
     else:
-        click.echo(f"{target}: {found['verdict']} ({found['format']})")
+        from launcher.text import printable
+
+        click.echo(f"{printable(target)}: {found['verdict']} ({found['format']})")
         for reason in found["reasons"]:
-            click.echo(f"  {reason}")
+            click.echo(f"  {printable(reason)}")
+        for key, value in found["facts"].items():
+            click.echo(f"  {key}: {printable(str(value))}")
+        for finding in found["safety"]["findings"]:
+            click.echo(f"  unsafe to load: {printable(finding)}")
     ctx.exit(0 if found["whole"] else 65)
-
-
-@group.command()
-@click.argument("ref")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.pass_context
-def delete(ctx: click.Context, ref: str, yes: bool) -> None:
-    """Removes one checkpoint from the store. Its version number is never given again."""
-    from launcher.text import size
-
-    store = open_store(ctx)
-    found = store.resolve(ref)
-    if not yes:
-        click.confirm(f"Delete {found.label} ({found.manifest.id}, {size(found.manifest.size)})?", abort=True)
-    store.delete(found)
-    click.echo(f"Deleted {found.label}.")
 
 
 def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -160,6 +195,7 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
             "size": manifest.size,
             "facts": {key: value for key, value in facts.items() if value is not None},
             "ready": msgspec.structs.asdict(manifest.ready),
+            "safety": {"findings": manifest.safety, "imports": manifest.imports},
             "files": plain["files"],
         },
     }

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from launcher import settings
+from launcher.errors import UsageError
 from launcher.settings import Settings
 from launcher.store.store import Store
 
@@ -23,6 +24,15 @@ def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
 def open_store(ctx: click.Context) -> Store:
     """The store of the settings."""
     return Store.open(*current(ctx))
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Asks before something is destroyed. Raises click.Abort for no, and UsageError where nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(what=f"{question} Nobody can answer here.", hint="Add --yes if it is what you mean.")
+    click.confirm(question, abort=True)
 
 
 def print_json(value: Any) -> None:

@@ -26,7 +26,11 @@ _OPTIONS = [
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
+    click.option(
+        "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
+    ),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
     click.option(
@@ -35,6 +39,9 @@ _OPTIONS = [
         help="What checkpoints may hold here until stored: 20GiB, or a share of what is free. [30%]",
     ),
     click.option("--when-full", type=click.Choice(["keep-all", "newest"]), help="Beyond --spool. [keep-all]"),
+    click.option(
+        "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
+    ),
     click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.checkpoint.manifest import File, Manifest
-from launcher.errors import AccessDenied, DigestMismatch, LauncherError, LocalResourceError, NoSpace
+from launcher.errors import (
+    AccessDenied,
+    CheckpointNotFound,
+    DigestMismatch,
+    LauncherError,
+    LocalResourceError,
+    NoSpace,
+)
 from launcher.events import Emit, event
 from launcher.inputs import share as sharing
 from launcher.inputs.entries import About, Cached, Entries, Lease
@@ -208,9 +215,14 @@ def fetch_files(store: Store, manifest: Manifest, folder: Path, *, threads: int,
     _folders(wanted)
     try:
         bulk.download(store.place, wanted, threads=threads, timeout=store.timeout, on_bytes=on_bytes)
-    except (bulk.Damaged, Missing) as error:
-        key, cause = (error.key, error.cause) if isinstance(error, bulk.Damaged) else (str(error), "it is missing")
-        raise DigestMismatch(path=key.removeprefix(prefix), checkpoint=manifest.id, cause=cause) from error
+    except bulk.Damaged as error:
+        raise DigestMismatch(path=error.key.removeprefix(prefix), checkpoint=manifest.id, cause=error.cause) from error
+    except Missing as error:
+        if not store.exists(layout.manifest(manifest.id)):
+            hint = "It was deleted while it was being read."
+            raise CheckpointNotFound(ref=manifest.name, store=store.url, hint=hint) from error
+        path = str(error).removeprefix(prefix)
+        raise DigestMismatch(path=path, checkpoint=manifest.id, cause="it is missing in the store") from error
 
 
 def _folders(wanted: Iterable[bulk.Wanted]) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from launcher.checkpoint import paths, reference
+from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
+from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
 from launcher.inputs import share
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
 from launcher.settings import Settings
+from launcher.store import tree as trees
 from launcher.store.store import Store
 from launcher.transfer.object_store import Entry, ObjectStore, OnBytes
 from launcher.transfer.places import open_place
@@ -116,6 +118,21 @@ def _resolved(
     if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
         own = (ref.value, found.name)
     return Chosen(text, names or own, manifest=found)
+
+
+def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...]:
+    """What the input's pickles hold that is not known to be harmless: by its manifest, else by a look at their headers."""
+    tree: Tree
+    if chosen.manifest:
+        if chosen.manifest.safety is not None:
+            return chosen.manifest.safety
+        tree = trees.tree_of(store, chosen.manifest)
+    elif chosen.remote:
+        tree = trees.remote_tree(*chosen.remote, settings.store_timeout, settings.transfer_threads, chosen.text)
+    else:
+        assert chosen.folder
+        tree = Folder.scan(chosen.folder)
+    return safety.look(tree).findings
 
 
 def provide(

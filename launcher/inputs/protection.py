@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launcher.errors import UsageError
 from launcher.inputs import guard
 
 RUNGS = ("bind", "userns", "landlock", "permissions", "none")
@@ -42,17 +41,6 @@ class Possible:
 
     rung: str
     no_overlay: str
-
-
-def rungs(asked: str) -> tuple[str, ...]:
-    """The rungs that the setting names, in order. Raises UsageError."""
-    if asked == "auto":
-        return RUNGS
-    names = tuple(part.strip() for part in asked.split(","))
-    for name in names:
-        if name not in RUNGS:
-            raise UsageError(what=f"--input-guard {name}: choose from {', '.join(RUNGS)}, or auto.")
-    return names
 
 
 def program(plan: str) -> list[str]:

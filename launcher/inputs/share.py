@@ -17,10 +17,9 @@ from typing import Literal
 
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import DigestMismatch
-from launcher.inputs.view import FICLONE
 from launcher.store import layout
 from launcher.transfer import digest as digests
-from launcher.transfer.local import LocalStore
+from launcher.transfer.local import FICLONE, LocalStore
 from launcher.transfer.object_store import ObjectStore, OnBytes
 
 Way = Literal["reflink", "link"]

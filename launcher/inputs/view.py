@@ -15,9 +15,7 @@ from pathlib import Path
 from launcher.errors import LocalResourceError, NoSpace
 from launcher.inputs.entries import remove
 from launcher.text import size as as_size
-
-FICLONE = 0x40049409
-"""ioctl_ficlone(2)."""
+from launcher.transfer.local import FICLONE
 
 
 class View:

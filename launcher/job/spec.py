@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
+from launcher.job import keep as rules
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -57,8 +59,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The code's git repository, cloned into the job folder."""
     repository_revision: str = ""
     """Branch, tag or commit of it."""
+    watch: tuple[str, ...] = ()
+    """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
+    keep: str = ""
+    """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
     """How long files must be quiet before a checkpoint that nothing proves whole counts as written."""
     bandwidth: Rate = 0
@@ -67,9 +73,15 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What captured checkpoints may hold on this machine until they are stored: a size, or a share of the free space."""
     when_full: Literal["keep-all", "newest"] = "keep-all"
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
+    pickles: Literal["allow", "warn", "deny"] = "warn"
+    """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
+
+    def keep_rules(self) -> rules.Keep | None:
+        """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
+        return rules.parse(self.keep) if self.keep else None
 
 
-LISTS = frozenset({"checkpoint", "command"})
+LISTS = frozenset({"checkpoint", "command", "watch"})
 
 
 def load(
@@ -89,8 +101,8 @@ def load(
         ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
     ]
     variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
-    if "checkpoint" in variables:
-        variables["checkpoint"] = [part.strip() for part in variables["checkpoint"].split(",") if part.strip()]
+    for key in variables.keys() & (LISTS - {"command"}):
+        variables[key] = [part.strip() for part in variables[key].split(",") if part.strip()]
     layers.append(("LAUNCHER_{KEY}", variables))
     mistakes: list[str] = []
     if file:
@@ -141,6 +153,17 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append("--repository-revision without --repository-url")
     if spec.repository_url and spec.work_dir:
         mistakes.append("--work-dir and --repository-url exclude each other")
+    try:
+        spec.keep_rules()
+    except ValueError as error:
+        mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    if spec.watch and spec.runner == "docker":
+        mistakes.append(
+            "--watch is not for --runner docker: only what lies in the output directory leaves the container"
+        )
+    folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
+    for each in sorted({each for each in folders if folders.count(each) > 1}):
+        mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
     for key in spec.env:
         if not key or "=" in key or "\0" in key:
             mistakes.append(f"--env: {key!r} is no name of a variable")

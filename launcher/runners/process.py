@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
@@ -34,12 +34,15 @@ class Process:
         protection: Protection,
         log: Path,
         ranks: int = 1,
+        spared: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log.
+        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the child of the
+        launcher that is not the job's (the uploader).
 
         Raises CommandNotFound, CommandNotExecutable, MountFailed.
         """
         become_subreaper()
+        self._spared = spared
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         out_reader, out_writer = os.pipe()
@@ -91,7 +94,7 @@ class Process:
     def poll(self) -> Exit | None:
         if self._exit is None:
             code = self._process.poll()
-            reap(self.pid if code is None else 0)
+            reap(self.pid if code is None else None, self._spared())
             if code is not None:
                 self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
         return self._exit
@@ -102,13 +105,13 @@ class Process:
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        for pid in descendants():
+        for pid in descendants(self._spared()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def close(self) -> list[str]:
-        left = [f"{name(pid)} ({pid})" for pid in descendants()]
-        end_tree(_LEFTOVER_GRACE)
+        left = [f"{name(pid)} ({pid})" for pid in descendants(self._spared())]
+        end_tree(_LEFTOVER_GRACE, self._spared)
         if self._fds:
             for pump in self._pumps:
                 pump.join(2.0)
@@ -126,25 +129,25 @@ def become_subreaper() -> None:
     kernel.prctl(36, 1)
 
 
-def reap(keep: int = 0) -> None:
-    """Collects every dead child but `keep`, for which somebody else waits."""
+def reap(*keep: int | None) -> None:
+    """Collects dead children, up to the first of `keep`, for which somebody else waits."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid == keep:
+        if found is None or found.si_pid in keep:
             return
         with contextlib.suppress(ChildProcessError):
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def end_tree(grace: float) -> None:
-    """Ends every process below this one: SIGTERM, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s
-    after the SIGKILL (a process in an uninterruptible wait cannot be waited for)."""
+def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> None:
+    """Ends every process below this one but the spared: SIGTERM, and SIGKILL after `grace` seconds. Returns when none is
+    left, or 2 s after the SIGKILL (a process in an uninterruptible wait cannot be waited for)."""
     deadline = time.monotonic() + grace
     sent: set[int] = set()
-    while pids := descendants():
+    while pids := descendants(spared()):
         late = time.monotonic() > deadline
         for pid in pids:
             if pid not in sent or late:
@@ -158,8 +161,8 @@ def end_tree(grace: float) -> None:
     reap()
 
 
-def descendants() -> list[int]:
-    """Process ids below this process that are not zombies, from /proc."""
+def descendants(spared: int | None = None) -> list[int]:
+    """Process ids below this process that are not zombies, from /proc; without the spared child and what is below it."""
     parents: dict[int, tuple[int, str]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -168,6 +171,8 @@ def descendants() -> list[int]:
                     fields = file.read().rpartition(")")[2].split()
                 parents[int(entry)] = int(fields[1]), fields[0]
     me = os.getpid()
+    if spared:
+        parents.pop(spared, None)
     found = []
     for pid in parents:
         ancestor, depth = pid, 0

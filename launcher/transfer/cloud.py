@@ -169,6 +169,9 @@ class CloudStore:
             with self._errors(batch[start]), contextlib.suppress(Missing, self._exceptions.NotFoundError):
                 self._obstore.delete(self._small, batch[start : start + 1000])
 
+    def leftovers(self) -> Iterator[Entry]:
+        return iter(())  # Parts of a multipart upload that was cut off have no key, and obstore cannot list them.
+
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
         names = self._exceptions

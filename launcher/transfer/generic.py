@@ -119,6 +119,9 @@ class GenericStore:
             with contextlib.suppress(Missing), self._errors(key):
                 self._fs.rm_file(self._path(key))
 
+    def leftovers(self) -> Iterator[Entry]:
+        return (entry for entry in self.list("") if entry.key.startswith(".probe-"))
+
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
         try:

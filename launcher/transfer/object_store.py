@@ -92,6 +92,10 @@ class ObjectStore(Protocol):
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects; one that is missing already is no error."""
 
+    def leftovers(self) -> Iterator[Entry]:
+        """Temporary objects of this engine that a crash left, or a writer has just now; `list` leaves them out, and
+        `delete` takes their keys."""
+
 
 @dataclass(frozen=True)
 class Ours:

@@ -92,6 +92,24 @@ def test_files_go_up_and_down_with_the_digest_of_their_bytes(place: ObjectStore,
         assert list(place.list("d/")) == []
 
 
+def test_a_copy_inside_the_place_has_the_same_bytes_and_a_life_of_its_own(place: ObjectStore, tmp_path: Path) -> None:
+    for size in (0, 100_000, (20 << 20) + 3):
+        data = os.urandom(size)
+        (tmp_path / "up").write_bytes(data)
+        place.upload(str(tmp_path / "up"), "first/a file.bin", lambda count: None)
+        for _ in range(2):  # The second time over what a crash in the middle may have left.
+            place.copy("first/a file.bin", "second/deep/file.bin")
+        place.settle("second/")
+        assert [(each.key, each.size) for each in place.list("second/")] == [("second/deep/file.bin", size)]
+        place.delete(["first/a file.bin"])
+        assert place.download("second/deep/file.bin", str(tmp_path / "down"), lambda count: None).digest == of_bytes(
+            data
+        )
+    with pytest.raises(Missing):
+        place.copy("never/was", "second/other")
+    assert [each.key for each in place.list("second/")] == ["second/deep/file.bin"]
+
+
 def test_listing_goes_on_after_a_key(place: ObjectStore) -> None:
     for number in range(30):
         place.put(f"m/{number:03d}.json", b"x")

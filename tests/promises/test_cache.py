@@ -128,7 +128,7 @@ def test_what_cannot_fit_is_refused_before_a_byte_is_moved(store: Store, tmp_pat
     cache = NodeCache(str(tmp_path / "cache"))
     manifest = pushed(store, tmp_path, "small", 1000).manifest
     cache.fetch(store, manifest, nothing)[1].release()
-    with pytest.raises(NoSpace, match="1048576.0 TiB needed"):
+    with pytest.raises(NoSpace, match="1048576"):
         cache.make_room(1 << 60, "checkpoint huge")
 
 

@@ -19,6 +19,7 @@ from launcher.checkpoint.tree import Tree
 
 HEADER_LIMIT = 100_000_000
 """The library's own limit on the header's length."""
+_FIRST_READ = 32 << 10
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -54,13 +55,15 @@ def read_header(tree: Tree, path: str) -> Header:
     size = tree.files[path]
     if size < 8:
         raise ValueError(f"{path} has {size} bytes, less than a header")
-    (length,) = struct.unpack("<Q", tree.read(path, 0, 8).ljust(8, b"\0"))
+    head = tree.read(path, 0, _FIRST_READ)
+    (length,) = struct.unpack("<Q", head[:8].ljust(8, b"\0"))
     if length > HEADER_LIMIT:
         raise ValueError(f"{path} claims a header of {length} bytes")
     if 8 + length > size:
         raise ValueError(f"{path} ends inside its header")
     try:
-        content = json.loads(tree.read(path, 8, length), object_pairs_hook=_unique)
+        body = head[8 : 8 + length] if 8 + length <= len(head) else tree.read(path, 8, length)
+        content = json.loads(body, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has an unreadable header ({error})") from None
     if not isinstance(content, dict):
@@ -133,9 +136,9 @@ class Safetensors:
         return any(path.endswith(".safetensors") for path in tree.files)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
-        from launcher.checkpoint.formats import file_mistakes
+        from launcher.checkpoint.formats import files
 
-        return judged(self.name, file_mistakes(tree, tree.files), context, proven=False)
+        return judged(self.name, files.mistakes(tree), context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
         return of_headers(tree, [path for path in tree.files if path.endswith(".safetensors")])
