@@ -274,7 +274,11 @@ def _lock(fd: int, kind: int, wait: Callable[[], None]) -> None:
 
 def remove(folder: Path) -> None:
     """Removes a tree without write permission; one that somebody else removes at the same time is no error."""
-    for parent, _, _ in os.walk(folder):
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(parent, 0o755)
+    with contextlib.suppress(FileNotFoundError):
+        folder.chmod(0o755)
+    for parent, folders, _ in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in folders):  # Before it is read: overlayfs leaves mode 000.
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.islink(path):
+                    os.chmod(path, 0o755)
     shutil.rmtree(folder, ignore_errors=True)
