@@ -139,14 +139,14 @@ class NodeCache:
 
     def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False) -> list[Cached]:
         """Evicts the least recently used until the entries take `limit` (bytes, or a share of the file system) or less
-        and `free` bytes are free; returns what went."""
+        and `free` bytes are free; with a limit of 0 also those that take no space. Returns what went."""
         self._entries.sweep()
         found = self._entries.list()
         total, limit = sum(each.about.occupied for each in found), self._bytes(limit)
         available = shutil.disk_usage(self.folder).free if self.folder.exists() else 0
         gone = []
         for each in found:
-            if total <= limit and available >= free:
+            if limit > 0 and total <= limit and available >= free:
                 break
             if not each.held and (dry_run or self._entries.evict(each.id)):
                 gone.append(each)
