@@ -18,6 +18,9 @@ _OPTIONS = [
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
+    click.option(
+        "--input-writable", is_flag=True, default=None, help="The job may write into a view of its input, for its time."
+    ),
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
-from launcher.inputs import guard
+from launcher.inputs import kernel
+from launcher.inputs.protection import Protection, program
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
@@ -30,9 +31,7 @@ class Process:
         *,
         env: Mapping[str, str],
         work_dir: str,
-        mounts: Sequence[tuple[str, str]],
-        hide: Sequence[str],
-        rungs: Sequence[str],
+        protection: Protection,
         log: Path,
         ranks: int = 1,
         spared: Callable[[], int | None] = lambda: None,
@@ -45,14 +44,13 @@ class Process:
         become_subreaper()
         self._spared = spared
         report_reader, report_writer = os.pipe()
-        plan = {"rungs": list(rungs), "mounts": list(mounts), "hide": list(hide), "report": report_writer}
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         out_reader, out_writer = os.pipe()
         err_reader, err_writer = os.pipe()
         self._fds = [out_reader, err_reader, self._log]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__, json.dumps(plan), *command],
+                [*program(protection.plan(report_writer)), *command],
                 env=dict(env),
                 cwd=work_dir,
                 stdout=out_writer,
@@ -90,7 +88,8 @@ class Process:
             if self._process.returncode == 127:
                 raise CommandNotFound(command=command[0])
             raise CommandNotExecutable(command=command[0], cause=failed["exec"])
-        return reports[0]["rung"], "; ".join(reports[0]["notes"])
+        refused = [f"{rung} was not to be had: {cause}" for rung, cause in reports[0]["refused"].items()]
+        return reports[0]["rung"], "; ".join([*reports[0]["notes"], *refused])
 
     def poll(self) -> Exit | None:
         if self._exit is None:
@@ -127,7 +126,7 @@ class Process:
 
 def become_subreaper() -> None:
     """Orphans below this process become its children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    guard._libc.prctl(36, 1, 0, 0, 0)
+    kernel.prctl(36, 1)
 
 
 def reap(*keep: int | None) -> None:

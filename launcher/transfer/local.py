@@ -21,7 +21,7 @@ from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnByte
 
 T = TypeVar("T")
 _TEMPORARY = ".tmp-"
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
 _TRIALS = 20
 """Times that a write is begun again because a delete beside it removed the folder, which had become empty."""
@@ -226,7 +226,7 @@ def _clone(source: int, destination: str) -> None:
     to one checkpoint would be damage to both."""
     with _new_file(destination, 0o444) as fd:
         try:
-            fcntl.ioctl(fd, _FICLONE, source)
+            fcntl.ioctl(fd, FICLONE, source)
         except OSError:
             size = os.fstat(source).st_size
             while (done := os.lseek(fd, 0, os.SEEK_CUR)) < size:

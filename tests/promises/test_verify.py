@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launcher.inputs.remote import RemoteTree
 
 from launcher.checkpoint import formats, safety
+from launcher.inputs.remote import RemoteTree
 from launcher.transfer.object_store import ObjectStore
 from launcher.transfer.places import open_place
 from tests.campaigns import layouts
