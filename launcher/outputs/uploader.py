@@ -260,6 +260,10 @@ def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], job: str) -> N
         if line == b"\n":
             os._exit(0)  # An upload that nobody waits for any more ends here.
         captures.put(msgspec.json.decode(line, type=Capture))
+    with contextlib.suppress(OSError):
+        os.setpriority(
+            os.PRIO_PROCESS, 0, 0
+        )  # There is nobody to yield to. This thread only; without a privilege, not even it.
     end_job(job, LEFTOVER_GRACE)
     os._exit(1)
 
