@@ -27,7 +27,7 @@ from launcher import __version__
 from launcher import settings as configuration
 from launcher.checkpoint import formats
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
-from launcher.errors import LauncherError
+from launcher.errors import AccessDenied, CommitUnknown, LauncherError, NoSpace, StoreError
 from launcher.ids import new_id
 from launcher.outputs.capture import Capture
 from launcher.runners.process import LEFTOVER_GRACE, end_job
@@ -85,11 +85,11 @@ class Superseded(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """It could not be stored now. `kind`: of the error; `retryable`: the store did not answer, which may pass."""
+    """It could not be stored now. `kind`: of the error; `store`: that is the store's doing, so others would fare no better."""
 
     reason: str
     kind: str
-    retryable: bool
+    store: bool
 
 
 Answer = Stored | Superseded | Failed
@@ -283,7 +283,8 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
         path = os.path.basename(str(error.args[-1])) or "a file"
         return Superseded(f"{path} was written again before it was stored")
     except LauncherError as error:
-        return Failed(error.text, error.kind, error.retryable)
+        of_store = isinstance(error, (StoreError, CommitUnknown, AccessDenied, NoSpace))
+        return Failed(error.text, error.kind, of_store)
     except OSError as error:
         return Failed(f"{error.filename or 'a file'}: {error.strerror}", "local-resource", False)
     manifest = checkpoint.manifest
