@@ -23,11 +23,11 @@ from typing import IO
 
 import msgspec
 
-from launcher import __version__
+from launcher import __version__, errors
 from launcher import settings as configuration
 from launcher.checkpoint import formats
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
-from launcher.errors import AccessDenied, CommitUnknown, LauncherError, NoSpace, StoreError
+from launcher.errors import LauncherError
 from launcher.ids import new_id
 from launcher.outputs.capture import Capture
 from launcher.runners.process import LEFTOVER_GRACE, end_job
@@ -43,6 +43,8 @@ from launcher.outputs.uploader import main
 main()"""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_IDLE = 3 << 13
+_OF_STORE = (errors.StoreError, errors.CommitUnknown, errors.AccessDenied, errors.NoSpace)
+"""What is the store's doing, whatever the capture."""
 _END = 5.0
 """Seconds that the process gets to end by itself."""
 
@@ -283,7 +285,7 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
         path = os.path.basename(str(error.args[-1])) or "a file"
         return Superseded(f"{path} was written again before it was stored")
     except LauncherError as error:
-        of_store = isinstance(error, (StoreError, CommitUnknown, AccessDenied, NoSpace))
+        of_store = isinstance(error, _OF_STORE)
         return Failed(error.text, error.kind, of_store)
     except OSError as error:
         return Failed(f"{error.filename or 'a file'}: {error.strerror}", "local-resource", False)
