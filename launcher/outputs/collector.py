@@ -26,7 +26,7 @@ _STOP = 2.0
 _READY = 3.0
 """Seconds after which the uploader is started though nothing is captured yet: a job that is over sooner need not have one."""
 _PATIENCE = 30.0
-"""Seconds until a store that did not answer is asked again; a new capture asks at once."""
+"""Seconds until a store that took nothing is asked again; a new capture asks at once."""
 
 
 class Collector:
@@ -54,7 +54,7 @@ class Collector:
         self._current: Capture | None = None
         self._closing = self._stopped = False
         self._stalled = False
-        """The store did not answer last time."""
+        """The store took nothing last time."""
         self._tried_again = False
         """At the end, what was put aside is tried once more."""
         self.pending: list[tuple[Capture, str]] = []
@@ -146,7 +146,7 @@ class Collector:
                     return None
                 how = str(error)
                 self._emit(event("uploader-ended", f"The uploader: {how}; it is started again", "debug"))
-        return Failed(f"the uploader failed {_STARTS} times: {how}", "uploader-ended", retryable=False)
+        return Failed(f"the uploader failed {_STARTS} times: {how}", "uploader-ended", store=False)
 
     def _take(self, capture: Capture, answer: Answer) -> None:
         match answer:
@@ -177,10 +177,10 @@ class Collector:
                 self._wait_for_better(capture, answer)
 
     def _wait_for_better(self, capture: Capture, failed: Failed) -> None:
-        """Where the store does not answer, everything waits in its order, so that an older state of a folder never becomes
-        a newer version; where only this capture cannot be stored, it is put aside and the others go on."""
+        """Where the store takes nothing, everything waits in its order, so that an older state of a folder never becomes a
+        newer version; where only this capture cannot be stored, it is put aside and the others go on."""
         with self._changed:
-            if not failed.retryable:
+            if not failed.store:
                 self.pending.append((capture, failed.reason))
             elif self._stalled and self._closing:
                 self.pending += [(each, failed.reason) for each in (capture, *self._waiting)]

@@ -23,7 +23,7 @@ from typing import IO
 
 import msgspec
 
-from launcher import __version__
+from launcher import __version__, errors
 from launcher import settings as configuration
 from launcher.checkpoint import formats, safety
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
@@ -44,6 +44,8 @@ from launcher.outputs.uploader import main
 main()"""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_IDLE = 3 << 13
+_OF_STORE = (errors.StoreError, errors.CommitUnknown, errors.AccessDenied, errors.NoSpace)
+"""What is the store's doing, whatever the capture."""
 _END = 5.0
 """Seconds that the process gets to end by itself."""
 
@@ -95,11 +97,11 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """It could not be stored now. `kind`: of the error; `retryable`: the store did not answer, which may pass."""
+    """It could not be stored now. `kind`: of the error; `store`: that is the store's doing, so others would fare no better."""
 
     reason: str
     kind: str
-    retryable: bool
+    store: bool
 
 
 Answer = Stored | Superseded | Refused | Failed
@@ -286,6 +288,10 @@ def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], job: str) -> N
         if line == b"\n":
             os._exit(0)  # An upload that nobody waits for any more ends here.
         captures.put(msgspec.json.decode(line, type=Capture))
+    with contextlib.suppress(OSError):
+        os.setpriority(
+            os.PRIO_PROCESS, 0, 0
+        )  # There is nobody to yield to. This thread only; without a privilege, not even it.
     end_job(job, LEFTOVER_GRACE)
     os._exit(1)
 
@@ -308,7 +314,8 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
         path = os.path.basename(str(error.args[-1])) or "a file"
         return Superseded(f"{path} was written again before it was stored")
     except LauncherError as error:
-        return Failed(error.text, error.kind, error.retryable)
+        of_store = isinstance(error, _OF_STORE)
+        return Failed(error.text, error.kind, of_store)
     except OSError as error:
         return Failed(f"{error.filename or 'a file'}: {error.strerror}", "local-resource", False)
     manifest = checkpoint.manifest

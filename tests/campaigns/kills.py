@@ -43,6 +43,8 @@ class Figures:
 
     rounds: Counter[str] = field(default_factory=Counter)
     killed: Counter[str] = field(default_factory=Counter)
+    compared: int = 0
+    """Rounds that came to their end."""
     too_early: int = 0
     recovers_killed: int = 0
     stored: int = 0
@@ -56,7 +58,7 @@ class Figures:
         """The table's line."""
         rounds = ", ".join(f"{self.rounds[each]} {each} ({self.killed[each]} killed)" for each in TARGETS)
         return (
-            f"{sum(self.rounds.values())} rounds: {rounds}, {self.too_early} before there was a job; "
+            f"{self.compared} rounds: {rounds}, {self.too_early} before there was a job; "
             f"{self.recovers_killed} recovers killed; "
             f"{self.whole} checkpoints known whole, {self.stored} stored ({self.by_recover} by recover), every byte read; "
             f"last process gone {self.longest_survivor:.2f} s after its launcher; {len(self.violations)} violations"
@@ -265,7 +267,7 @@ class Round:
 
 
 def campaign(count: int, seed: int, *, store: str = "local", writer: str = "quick") -> Figures:
-    """Runs the rounds. `store`: local, or s3 (a server of its own)."""
+    """Runs the rounds. `store`: local, or s3 (a server of its own). Ctrl-C ends it, with the figures so far."""
     home = Path(tempfile.mkdtemp(prefix="launcher-kills-"))
     figures = Figures()
     try:
@@ -282,9 +284,11 @@ def campaign(count: int, seed: int, *, store: str = "local", writer: str = "quic
                 model = [sys.executable, ROOT / "examples/make_tiny_model.py", home / "model"]
                 subprocess.run(model, check=True, capture_output=True)
                 launcher("checkpoint", "push", "base", "--file", home / "model")
-            for number in range(count):
-                Round(launcher, Store(place, timeout=20), number, seed, figures, writer).run()
-                shutil.rmtree(home / "data" / "jobs", ignore_errors=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                for number in range(count):
+                    Round(launcher, Store(place, timeout=20), number, seed, figures, writer).run()
+                    figures.compared += 1
+                    shutil.rmtree(home / "data" / "jobs", ignore_errors=True)
     finally:
         subprocess.run(["chmod", "-R", "u+w", home], check=False)
         shutil.rmtree(home, ignore_errors=True)
@@ -298,6 +302,7 @@ def main() -> int:
     parser.add_argument("--store", choices=("local", "s3"), default="local")
     parser.add_argument("--writer", choices=("quick", "trainer"), default="quick")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # In the background a shell has it ignored.
     started = time.monotonic()
     figures = campaign(arguments.count, arguments.seed, store=arguments.store, writer=arguments.writer)
     print(f"{arguments.store} store, {arguments.writer} writer: {figures.text()} ({time.monotonic() - started:.0f} s)")

@@ -191,7 +191,7 @@ def test_captures_that_pile_up_are_kept_or_dropped_by_name(launcher: Launcher, p
 
 
 def test_a_store_that_comes_back_gets_everything_in_order(launcher: Launcher, tmp_path: Path) -> None:
-    """The root's own checkpoint, written again while the store was away, is the newest version afterwards."""
+    """Of a folder that was written twice while the store was away, the last state is the newest version afterwards."""
     launcher.env["LAUNCHER_STORE_TIMEOUT"] = "1s"
     store, aside = launcher.home / "data/store", launcher.home / "aside"
     back = tmp_path / "back"
