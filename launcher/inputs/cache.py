@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import (
@@ -24,7 +25,6 @@ from launcher.errors import (
 )
 from launcher.events import Emit, event
 from launcher.inputs.entries import About, Cached, Entries, Lease
-from launcher.inputs.remote import Remote
 from launcher.settings import Settings, parse_share
 from launcher.store import layout
 from launcher.store.store import Store
@@ -32,6 +32,9 @@ from launcher.text import size as as_size
 from launcher.transfer import bulk
 from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Missing, OnBytes
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
 class NodeCache:
