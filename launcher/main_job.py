@@ -46,7 +46,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
     record.attempts.append(attempt)
     try:
-        prepared = prepare(spec, settings, environ, store, folder, checked, emit)
+        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=signals.check)
         signals.check()
         attempt.phases["prepare"] = time.time() - attempt.started
         with leases(prepared.leases):
@@ -151,18 +151,18 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
     if prepared.request:
         return Container(checked.client, prepared.request, log=log, ranks=prepared.command.ranks)
     return Process(
-        prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, mounts=prepared.mounts,
-        hide=prepared.hide, rungs=prepared.rungs, log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
+        prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
+        log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
     )  # fmt: skip
 
 
 def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:
-    if running.rung not in ("permissions", "none"):
+    if running.rung not in ("landlock", "permissions", "none"):
         return None
     cache = NodeCache.open(settings)
     try:
         for each in prepared.provided:
-            choose.verify(each, cache)
+            choose.verify(each, cache, running.rung)
     except InputChanged as error:
         return error
     return None

@@ -101,7 +101,9 @@ def _end(tree: Tree, path: str, size: int) -> tuple[int, int, int, int]:
         record = tree.read(path, at, _END64.size) if at < size else b""
         if len(record) < _END64.size or record[:4] != b"PK\x06\x06":
             raise ValueError(f"{path} has no zip directory at its end")
-        *_, count, length, offset = _END64.unpack(record)
+        _, own, *_, count, length, offset = _END64.unpack(record)
+        if at + 12 + own != position - _LOCATOR.size:
+            raise ValueError(f"{path} holds bytes that its zip directory does not explain")
         return count, length, offset, at
     return count, length, offset, position
 

@@ -13,6 +13,7 @@ import msgspec
 
 from launcher import names
 from launcher.checkpoint import paths
+from launcher.decoding import decode as decode_json
 from launcher.errors import LauncherError, ManifestInvalid
 from launcher.ids import is_id
 
@@ -135,7 +136,7 @@ def decode(body: bytes, key: str) -> Manifest | Abort:
     try:
         if len(body) > LARGEST:
             raise ManifestInvalid(key=key, cause=f"it has {len(body)} bytes")
-        head = msgspec.json.decode(body, type=_Head)
+        head = decode_json(body, _Head)
         if head.schema > SCHEMA:
             raise ManifestInvalid(
                 key=key,
@@ -143,9 +144,9 @@ def decode(body: bytes, key: str) -> Manifest | Abort:
                 hint=f"Install a launcher newer than {head.writer or 'this one'}.",
             )
         if head.aborted is not None:
-            return msgspec.json.decode(body, type=Abort)
-        manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return decode_json(body, Abort)
+        manifest = decode_json(body, Manifest)
+    except (ValueError, RecursionError) as error:
         raise ManifestInvalid(key=key, cause=str(error)) from error
     _check(manifest, key)
     return manifest

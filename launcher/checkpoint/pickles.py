@@ -29,28 +29,35 @@ Read = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class Pickle:
-    """One pickle. `end`: offset after its last opcode. `uses`: names with how they are used, in order of appearance."""
+    """One pickle. `end`: offset after its last opcode. `uses`: names with how they are used (named, called, made, changed), in
+    order of appearance. `limit`: reading stopped at a limit of ours, so that nothing is said about the rest."""
 
     value: object
     end: int
     uses: tuple[tuple[Name, str], ...]
     mistake: str | None
+    limit: bool = False
+    opcodes: int = 0
 
 
 def read(source: Read, start: int = 0, size: int = LARGEST) -> Pickle:
     """Reads one pickle that begins at `start`, of at most `size` bytes. Raises OSError only."""
     machine = _Machine(source, start, min(size, LARGEST))
-    value, mistake = None, None
+    value, mistake, limit = None, None, False
     try:
         value = machine.run()
     except _Mistake as error:
-        mistake = str(error)
+        mistake, limit = str(error), isinstance(error, _Limit) or (machine.full and size > LARGEST)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error, OverflowError, MemoryError):
         mistake = f"its opcodes make no sense at byte {start + machine.position}"
-    return Pickle(value, start + machine.position, tuple(machine.uses), mistake)
+    return Pickle(value, start + machine.position, tuple(machine.uses), mistake, limit, machine.opcodes)
 
 
 class _Mistake(Exception):
+    pass
+
+
+class _Limit(_Mistake):
     pass
 
 
@@ -76,6 +83,8 @@ class _Machine:
         self._source, self._start, self._size = source, start, size
         self._data = bytearray()
         self.position = 0
+        self.full = False
+        self.opcodes = 0
         self.uses: dict[tuple[Name, str], None] = {}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -83,7 +92,7 @@ class _Machine:
     def run(self) -> object:
         """The object at STOP. The opcodes that make nine tenths of a state dictionary are handled here, the rest in `_step`."""
         data, stack, memo, position = self._data, self._stack, self._memo, 0
-        for _ in range(OPCODES):
+        for self.opcodes in range(OPCODES):
             if position + _LONGEST > len(data):
                 self._fetch(position + _LONGEST)
             if position >= len(data):
@@ -118,7 +127,7 @@ class _Machine:
                 self.position = position + 1
                 self._step(op)
                 position = self.position
-        raise _Mistake(f"it has more than {OPCODES} opcodes")
+        raise _Limit(f"it has more than {OPCODES} opcodes")
 
     def _fetch(self, end: int) -> None:
         """Has the bytes up to `end` at hand, where the pickle has so many."""
@@ -138,6 +147,7 @@ class _Machine:
 
     def _more(self, end: int) -> None:
         if end > self._size:
+            self.full = True
             raise _Mistake(f"it does not end within {self._size} bytes")
         self._fetch(end)
         if len(self._data) < end:

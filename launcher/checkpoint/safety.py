@@ -31,6 +31,10 @@ Policy = Literal["allow", "warn", "deny"]
 """What to do about findings: nothing, say so once for each checkpoint, or refuse the checkpoint."""
 
 _DEPTH = 3
+_OPCODES = 4_000_000
+"""Opcodes of one checkpoint that are read: two to four seconds of a processor."""
+_UNPACKED = 256 << 20
+"""Bytes of one archive that are unpacked."""
 _PICKLES = 64
 """Pickles behind each other in one file that are read."""
 _ENTRIES = 10_000
@@ -48,6 +52,10 @@ _NEVER_UNPICKLED = re.compile(
 _NUMPY = b"\x93NUMPY"
 
 
+Found = tuple[pickles.Pickle | str, str]
+"""A pickle that was read, or what is to be said where one could not be; and the place, in words."""
+
+
 class Safety(msgspec.Struct, frozen=True):
     """`findings` in words; `imports`: every name that would be imported, known or not. Both sorted by file."""
 
@@ -59,24 +67,41 @@ def look(tree: Tree) -> Safety:
     """The pickles of a checkpoint. Raises nothing: what cannot be read is a finding."""
     findings: dict[str, None] = {}
     imports: dict[str, None] = {}
-    stored = {path for path in tree.files if path.endswith(".distcp")}
-    for path in tree.files:
-        for pickle, where in _of_file(tree, path, _DEPTH) if path not in stored else ():
-            _judge(pickle, where, findings, imports)
-    for pickle, where in _of_distributed(tree, stored):
-        _judge(pickle, where, findings, imports)
+    left = _OPCODES
+    for found, where in _all(tree):
+        _judge(found, where, findings, imports)
+        left -= 0 if isinstance(found, str) else found.opcodes
+        if left < 0:
+            findings[f"after {where}: it holds more pickles than are read ({_OPCODES} opcodes)"] = None
+            break
     return Safety(_shortened(findings, "more findings"), _shortened(dict.fromkeys(sorted(imports)), "more names"))
 
 
-def enforce(findings: Iterable[str], policy: Policy, name: str, emit: Emit) -> None:
-    """Says by the checkpoint's name what was found, or raises UnsafePickle where the policy is deny."""
+def _all(tree: Tree) -> Iterator[Found]:
+    stored = {path for path in tree.files if path.endswith(".distcp")}
+    for path in tree.files:
+        if path not in stored:
+            yield from _of_file(tree, path, _DEPTH)
+    yield from _of_distributed(tree, stored)
+
+
+def refuse(findings: Iterable[str], policy: Policy, name: str) -> None:
+    """Raises UnsafePickle where something was found and the policy is deny."""
     listed = list(findings)
-    if not listed or policy == "allow":
-        return
-    text = printable("; ".join(listed[:3]) + (f"; and {len(listed) - 3} more" if len(listed) > 3 else ""))
-    if policy == "deny":
-        raise UnsafePickle(name=name, cause=text)
-    emit(event("unsafe-pickle", f"{name}: loading its pickles may run code: {text}", "warning", findings=listed))
+    if listed and policy == "deny":
+        raise UnsafePickle(name=name, cause=_in_short(listed))
+
+
+def warn(findings: Iterable[str], policy: Policy, name: str, emit: Emit) -> None:
+    """Says by the checkpoint's name what was found, unless the policy is allow. Once for each checkpoint is the caller's part."""
+    listed = list(findings)
+    if listed and policy != "allow":
+        text = f"{name}: loading its pickles may run code: {_in_short(listed)}"
+        emit(event("unsafe-pickle", text, "warning", findings=listed))
+
+
+def _in_short(findings: list[str]) -> str:
+    return "; ".join(findings[:3]) + (f"; and {len(findings) - 3} more" if len(findings) > 3 else "")
 
 
 def known(name: Name) -> bool:
@@ -112,16 +137,12 @@ def _shortened(texts: dict[str, None], what: str) -> tuple[str, ...]:
     return (*listed[:_LISTED], f"{rest} {what}") if rest > 0 else tuple(listed)
 
 
-Found = tuple["pickles.Pickle | str", str]
-"""A pickle that was read, or what is to be said where one could not be; and the place, in words."""
-
-
 def _of_file(tree: Tree, path: str, depth: int) -> Iterator[Found]:
     try:
         head = tree.read(path, 0, 512)
         if head.startswith(archive.ENTRY):
             yield from _of_archive(tree, path, depth)
-        elif head[257:262] == b"ustar":
+        elif _is_tar(head):
             yield from _of_tar(tree, path, depth)
         elif head.startswith(_NUMPY):
             yield from _of_array(tree, path, head)
@@ -134,6 +155,15 @@ def _of_file(tree: Tree, path: str, depth: int) -> Iterator[Found]:
         yield f"cannot be read ({error.strerror or error})", path
 
 
+def _is_tar(head: bytes) -> bool:
+    """By its magic, or, of the oldest form that torch still loads, by its checksum."""
+    if head[257:262] == b"ustar" or len(head) < 512:
+        return head[257:262] == b"ustar"
+    written = head[148:156].strip(b"\0 ")
+    summed = sum(head[:148]) + 8 * ord(" ") + sum(head[156:])
+    return summed > 8 * ord(" ") and written.isdigit() and written == f"{summed:0{len(written)}o}".encode()
+
+
 def _of_stream(tree: Tree, path: str, head: bytes) -> Iterator[Found]:
     """Pickles behind each other from the file's first byte; of torch's older form five, then the tensors."""
     size, position = tree.files[path], 0
@@ -144,12 +174,14 @@ def _of_stream(tree: Tree, path: str, head: bytes) -> Iterator[Found]:
             return
         found = pickles.read(lambda start, length: tree.read(path, start, length), position, size - position)
         acts = any(use != "named" for _, use in found.uses)
-        if not claims and (found.mistake or not found.uses) and not acts:
+        if not claims and found.mistake and not acts:
             return  # A text or other data that nobody takes for a pickle.
-        yield found, path
+        position = found.end
+        if claims or found.uses:
+            yield found, path
+            claims = True
         if found.mistake:
             return
-        claims, position = True, found.end
     yield f"holds more than {_PICKLES} pickles, and the rest was not read", path
 
 
@@ -164,6 +196,7 @@ def _of_archive(tree: Tree, path: str, depth: int) -> Iterator[Found]:
         yield "has two entries of one name", path
     if len(entries) > _ENTRIES:
         entries = [entry for entry in entries if entry.name.endswith(_ENDINGS)]
+    unpacked = 0
     for entry in entries:
         if entry.name.endswith(".py") and "/code/" in entry.name:
             yield f"holds TorchScript code ({entry.name[:100]})", path
@@ -178,11 +211,16 @@ def _of_archive(tree: Tree, path: str, depth: int) -> Iterator[Found]:
             if entry.method == archive.STORED:
                 inner = _Slice(tree, path, name, archive.place(tree, path, entry), entry.size)
             else:
-                inner = _Bytes(name, archive.content(tree, path, entry, pickles.LARGEST))
+                data = archive.content(tree, path, entry, pickles.LARGEST)
+                unpacked += len(data)
+                inner = _Bytes(name, data)
         except ValueError as error:
             yield f"what its pickles import is not known: {error}", path
             continue
         yield from _of_file(inner, name, depth - 1)
+        if unpacked > _UNPACKED:
+            yield f"unpacks to more than {_UNPACKED >> 20} MiB, and the rest was not read", path
+            return
 
 
 def _of_tar(tree: Tree, path: str, depth: int) -> Iterator[Found]:

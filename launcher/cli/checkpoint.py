@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -126,11 +127,13 @@ def push(
 @click.pass_context
 def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
     """Lists every checkpoint of the store, oldest first."""
+    from launcher.store import protection
     from launcher.text import ago, size
 
-    found = open_store(ctx).checkpoints()
+    store = open_store(ctx)
+    found, pinned = store.checkpoints(), protection.pinned(store)
     if as_json:
-        print_json([as_document(each) for each in found])
+        print_json([as_document(each, pinned) for each in found])
         return
     rows = [
         [
@@ -141,10 +144,13 @@ def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
             each.manifest.format,
             size(each.manifest.size),
             ago(each.manifest.created),
+            "yes" if each.manifest.id in pinned else "",
         ]
         for each in found
     ]
-    print_table(["NAME", "VERSION", "ID", "STEP", "FORMAT", "SIZE", "CREATED"], rows, empty="The store is empty.")
+    print_table(
+        ["NAME", "VERSION", "ID", "STEP", "FORMAT", "SIZE", "CREATED", "PINNED"], rows, empty="The store is empty."
+    )
 
 
 @group.command()
@@ -153,7 +159,10 @@ def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
     """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, UUID or its beginning, job:JOB."""
-    document = as_document(open_store(ctx).resolve(ref))
+    from launcher.store import protection
+
+    store = open_store(ctx)
+    document = as_document(store.resolve(ref), protection.pinned(store))
     if as_json:
         print_json(document)
         return
@@ -259,8 +268,9 @@ def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> N
     ctx.exit(0 if found["whole"] else 65)
 
 
-def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint as JSON and YAML show it: FlexAI's kind, metadata, spec and status, with our manifest's fields."""
+def as_document(checkpoint: Checkpoint, pinned: Collection[str] | None = None) -> dict[str, Any]:
+    """A checkpoint as JSON and YAML show it: FlexAI's kind, metadata, spec and status, with our manifest's fields.
+    `pinned`: ids of the pinned ones, where they were asked for."""
     import msgspec
 
     manifest = checkpoint.manifest
@@ -273,6 +283,7 @@ def as_document(checkpoint: Checkpoint) -> dict[str, Any]:
             "id": manifest.id,
             "version": checkpoint.version,
             "created": manifest.created,
+            **({} if pinned is None else {"pinned": manifest.id in pinned}),
         },
         "spec": {"origin": plain.get("origin"), "lineage": plain.get("lineage", {})},
         "status": {

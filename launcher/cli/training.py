@@ -18,6 +18,9 @@ _OPTIONS = [
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
+    click.option(
+        "--input-writable", is_flag=True, default=None, help="The job may write into a view of its input, for its time."
+    ),
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
@@ -293,7 +296,7 @@ def delete(ctx: click.Context, name: str) -> None:
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     if folder.running():
         raise UsageError(what=f"Job {name} is running.", hint=f"launcher training stop {name}")
-    if any((folder.path / "spool").glob("*/capture.json")):
+    if folder.owes or any((folder.path / "spool").glob("*/capture.json")):
         raise UsageError(
             what=f"Job {name} has checkpoints that are not stored yet.",
             hint=f"Store them first: launcher recover {name}",

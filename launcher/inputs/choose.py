@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -14,6 +14,7 @@ from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
+from launcher.inputs import share
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
 from launcher.inputs.selection import Selection
@@ -59,9 +60,17 @@ class Provided:
 
     chosen: Chosen
     path: str
-    lease: Lease | None
-    before: dict[str, tuple[int, int, int]]
-    """For a local folder: path to (size, mtime in ns, inode), to see changes by the job."""
+    """Canonical."""
+    lease: Lease | None = None
+    linked: str = ""
+    """The local store's folder of which `path` has hard links; empty where it has none."""
+    before: dict[str, State] = field(default_factory=dict)
+    """For a local folder: what its files were, to see changes by the job."""
+
+    @property
+    def same_bytes(self) -> set[str]:
+        """The folders through which a job could reach this input's files, besides its own input directory."""
+        return {os.path.dirname(self.path) if self.lease else self.path, *([self.linked] if self.linked else [])}
 
 
 def choose(
@@ -180,40 +189,85 @@ def findings_inside(provided: Provided) -> tuple[str, ...]:
     return safety.look(Folder.scan(provided.path)).findings if packed else ()
 
 
-def provide(chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes) -> Provided:
-    """Brings an input's bytes to this machine, verified."""
+def provide(
+    chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes, linkable: Callable[[], bool] = lambda: False
+) -> Provided:
+    """Brings an input's bytes to this machine, verified. `linkable`: see `NodeCache.fetch`."""
     if chosen.manifest:
-        path, lease = cache.fetch(store, chosen.manifest, on_bytes, part=chosen.part)
-        return Provided(chosen, str(path), lease, {})
+        path, lease = cache.fetch(store, chosen.manifest, on_bytes, linkable, part=chosen.part)
+        linked = share.folder(store.place, chosen.manifest) if path.name.endswith(share.LINKED) else ""
+        return Provided(chosen, str(path), lease, os.path.realpath(linked) if linked else "")
     if chosen.remote:
         path, lease = cache.fetch_remote(chosen.remote, on_bytes)
-        return Provided(chosen, str(path), lease, {})
+        return Provided(chosen, str(path), lease)
     assert chosen.folder
-    return Provided(chosen, chosen.folder, None, _state(chosen.folder))
+    return Provided(chosen, os.path.realpath(chosen.folder), before=_states(chosen.folder))
 
 
-def verify(provided: Provided, cache: NodeCache) -> None:
-    """After a job that nothing kept from writing: raises InputChanged, and drops the cache's copy, where it did write."""
+def verify(provided: Provided, cache: NodeCache, rung: str) -> None:
+    """After a job on a rung that does not keep everything from it: raises InputChanged, and drops the cache's copy, where it
+    did change something. Content is read again but where Landlock protected it."""
     cause = ""
-    if provided.chosen.manifest:
+    if provided.chosen.manifest and rung != "landlock":
         cause = next(iter(changes(provided.path, provided.chosen.manifest)), "")
-    elif provided.before and _state(provided.path) != provided.before:
-        cause = "a file's size, time or identity is another one than before"
+    if not cause and provided.lease:
+        cause = _younger(provided.path, provided.lease.since)
+    if provided.before:
+        cause = _difference(provided.before, _states(provided.path), links=rung != "landlock")
     if not cause:
         return
-    if provided.chosen.manifest:
+    if provided.lease:
         cache.drop(os.path.basename(provided.path))
     raise InputChanged(name=provided.chosen.names[0], cause=cause)
 
 
-def _state(folder: str) -> dict[str, tuple[int, int, int]]:
+class State(NamedTuple):
+    """What a job can change of a file: times in ns."""
+
+    inode: int
+    size: int
+    modified: int
+    mode: int
+    owner: int
+    group: int
+    changed: int
+
+
+def _younger(folder: str, since: int) -> str:
+    """What was changed in a cache entry after `since` (ns): whatever is written, renamed or set sets the inode's change time,
+    which no call can set back."""
+    for parent, _, files in os.walk(folder):
+        for path in (parent, *(os.path.join(parent, name) for name in files)):
+            if os.lstat(path).st_ctime_ns > since:
+                return f"{os.path.relpath(path, folder)} was changed (content, mode, owner, times or attributes)"
+    return ""
+
+
+def _states(folder: str) -> dict[str, State]:
     result = {}
     for parent, _, files in os.walk(folder):
-        for name in files:
-            path = os.path.join(parent, name)
+        for path in (parent, *(os.path.join(parent, name) for name in files)):
             try:
                 status = os.lstat(path)
             except FileNotFoundError:
                 continue
-            result[os.path.relpath(path, folder)] = (status.st_size, status.st_mtime_ns, status.st_ino)
+            result[os.path.relpath(path, folder)] = State(
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_ctime_ns,
+            )
     return result
+
+
+def _difference(before: dict[str, State], after: dict[str, State], *, links: bool) -> str:
+    """How a folder differs from what it was. `links`: also where only the change time differs, as after a new hard link."""
+    for path in sorted(before.keys() | after.keys()):
+        if path not in after or path not in before:
+            return f"{path} was {'removed' if path in before else 'added'}"
+        if before[path][:-1] != after[path][:-1] or (links and before[path] != after[path]):
+            return f"{path} is another file, or its size, times, mode, owner or attributes are other ones"
+    return ""

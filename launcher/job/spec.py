@@ -37,6 +37,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of the input checkpoints, no file that matches one of these globs."""
     only: Literal["all", "inference"] = "all"
     """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
+    input_writable: bool = False
+    """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Accelerators on each node, and so processes that torchrun starts there."""
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from launcher.checkpoint import formats
@@ -25,6 +25,9 @@ _NAMED = re.compile(
     r"|best|last|latest|(?:best|last|latest|final)[-_](?:model|checkpoint|ckpt)|checkpoint[-_](?:best|last|latest|final)",
     re.IGNORECASE,
 )
+
+
+_TEXT = (".json", ".jsonl", ".txt", ".log", ".csv", ".md", ".yaml", ".yml", ".py", ".html", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -131,29 +134,33 @@ def walk(
 
 def files(candidate: Candidate) -> dict[str, Identity]:
     """The candidate's regular files and their identities, by path below its folder. Raises OSError."""
+    return dict(sorted(_regular(candidate)))
+
+
+def glance(candidate: Candidate) -> Seen:
+    """What is there now, without keeping it. Raises OSError."""
+    seen = Seen()
+    for path, identity in _regular(candidate):
+        seen = seen.plus(path, identity)
+    return seen
+
+
+def may_hold_tensors(paths: Iterable[str]) -> bool:
+    """False where every file is surely something else by its suffix: nothing has to be opened then."""
+    return not all(path.endswith(_TEXT) for path in paths)
+
+
+def _regular(candidate: Candidate) -> Iterator[tuple[str, Identity]]:
     if candidate.path == ROOT:
-        found = {}
         for entry in os.scandir(candidate.root):
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             if stat.S_ISREG(status.st_mode):
-                found[entry.name] = identity_of(status)
-        return dict(sorted(found.items()))
+                yield entry.name, identity_of(status)
+        return
     cut = len(candidate.path) + 1
-    return dict(
-        sorted(
-            (name[cut:], identity_of(status))
-            for name, status in walk(candidate.root, candidate.path)
-            if stat.S_ISREG(status.st_mode) and of_file(name) == candidate.path
-        )
-    )
-
-
-def glance(found: dict[str, Identity]) -> Seen:
-    """What `Seen` says of these files."""
-    seen = Seen()
-    for path, identity in found.items():
-        seen = seen.plus(path, identity)
-    return seen
+    for path, status in walk(candidate.root, candidate.path):
+        if stat.S_ISREG(status.st_mode) and of_file(path) == candidate.path:
+            yield path[cut:], identity_of(status)

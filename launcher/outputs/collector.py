@@ -21,6 +21,10 @@ from launcher.text import duration, size
 
 _STARTS = 3
 """How often the uploader is started for one capture before that one is put aside."""
+_STOP = 2.0
+"""Seconds to wait for an uploader that was killed (one in an uninterruptible wait cannot be waited for)."""
+_READY = 3.0
+"""Seconds after which the uploader is started though nothing is captured yet: a job that is over sooner need not have one."""
 _PATIENCE = 30.0
 """Seconds until a store that did not answer is asked again; a new capture asks at once."""
 
@@ -91,18 +95,26 @@ class Collector:
         while self._thread.is_alive():
             self._uploader.hurry()
             self._thread.join(0.05)
-            if time.monotonic() > deadline or cancelled():
+            if (now := time.monotonic()) > deadline or cancelled():
                 self._stopped = True
-                self._uploader.kill()
-                self._thread.join()
-                return [(capture, "storing was stopped") for capture in captures.load(self._spool.path)]
-        return self.pending
+                while self._thread.is_alive() and time.monotonic() < now + _STOP:
+                    self._uploader.kill()
+                    self._thread.join(0.05)
+                break
+        # What the spool still holds is what is not stored, whatever happened here.
+        reasons = {capture.id: reason for capture, reason in self.pending}
+        left = captures.load(self._spool.path)
+        return [(capture, reasons.get(capture.id, "storing was stopped")) for capture in left]
 
     def _held(self) -> int:
         known = [*self._waiting, *(capture for capture, _ in self.pending), *([self._current] if self._current else [])]
         return sum(capture.size for capture in known)
 
     def _run(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing, _READY)
+            if not self._closing:
+                self._uploader.start()
         while capture := self._next():
             answer = self._ask(capture)
             if answer:
@@ -141,7 +153,10 @@ class Collector:
             case Stored():
                 self.stored.append(answer)
                 # In this order: after a crash in between, recovery finds the capture, and its commit by the same id.
-                self._on_committed(answer)
+                try:
+                    self._on_committed(answer)
+                except OSError as error:
+                    self._emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
                 captures.discard(capture.id, self._spool.path)
                 self._tell(answer)
                 self._stalled = False
@@ -186,4 +201,4 @@ class Collector:
         known = f", {size(stored.saved)} of it were there already" if stored.saved else ""
         text = f"Stored {stored.label} ({size(stored.size)}{known}, {duration(stored.seconds)})"
         self._emit(event("checkpoint-committed", text, **facts))
-        safety.enforce(stored.findings, "warn", stored.label, self._emit)
+        safety.warn(stored.findings, "warn", stored.label, self._emit)

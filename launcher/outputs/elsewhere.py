@@ -55,19 +55,23 @@ def checkpoints(root: str, *, since: float, ignore: tuple[str, ...] = ()) -> lis
         if folder.startswith(inside):
             continue  # Part of a checkpoint that was found.
         newest = max((status.st_mtime for status in files.values()), default=0.0)
-        if newest < since or time.monotonic() > deadline:
+        if newest < since:
             continue
         tree = Folder(folder, {name: status.st_size for name, status in sorted(files.items())})
         try:
             format = formats.recognise(tree)
-            if format and format.name not in _SINGLE and formats.judge(Folder.scan(folder)).whole:
-                found.append((newest, folder, format.name, sum(tree.files.values())))
-                inside = (*inside, f"{folder}/")
+            if format and format.name not in _SINGLE:
+                if formats.judge(Folder.scan(folder)).whole:
+                    found.append((newest, folder, format.name, sum(tree.files.values())))
+                    inside = (*inside, f"{folder}/")
                 continue
             for name, status in files.items():
                 single = formats.part(tree, [name])
-                if status.st_mtime >= since and formats.holds_tensors(single, name) and formats.judge(single).whole:
-                    found.append((status.st_mtime, f"{folder}/{name}", formats.judge(single).format, status.st_size))
+                if status.st_mtime < since or not formats.holds_tensors(single, name):
+                    continue
+                judgement = formats.judge(single)
+                if judgement.whole:
+                    found.append((status.st_mtime, f"{folder}/{name}", judgement.format, status.st_size))
         except OSError:
             continue
     return [(path, format, total) for _, path, format, total in sorted(found, reverse=True)]

@@ -100,6 +100,12 @@ class Held:
         given, self.descriptors = self.descriptors, {}
         return given
 
+    def moved(self) -> Held:
+        """The same, owned by somebody else: this one has nothing to close any more."""
+        other = Held(self.root, ())
+        other.identities, other.descriptors = self.identities, self.release()
+        return other
+
     def close(self) -> None:
         for fd in self.release().values():
             os.close(fd)

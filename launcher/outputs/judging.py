@@ -50,6 +50,11 @@ class Subject:
     command: tuple[str, ...] = ()
 
 
+class Busy(Exception):
+    """Somebody still has a file open for writing, though it may be that his close is not over: a rewritten file's data is
+    sent to the disk in it (ext4 and XFS), after the event."""
+
+
 class Judge:
     """Judges candidates and hands the whole ones to the keeper. `context` and `ended_well` change when the job is over."""
 
@@ -78,33 +83,40 @@ class Judge:
     # ── looks ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def closed(self, root: Root, place: Place, candidate: Candidate) -> None:
-        """A file that some library writes last was closed: hold all of the folder first, judge it then."""
+        """A file that some library writes last was closed: hold all of the folder first, judge it then. Raises Busy."""
         if candidate.leaving:
             return
         try:
             held = Held(candidate.folder, candidates.files(candidate))
         except Vanished:
             return  # On its way out: what becomes of it is told by the events that follow.
-        judgement = formats.judge(held, self.context)
-        if judgement.whole and judgement.proven and not self._obstacle(candidate, held, judgement):
-            self._capture(root, place, candidate, held, judgement)
-        else:
-            held.close()
+        with held:
+            judgement = formats.judge(held, self.context)
+            if not judgement.whole or not judgement.proven:
+                return
+            if held.identities != candidate.captured and (writer := held.open_writer()):
+                raise Busy(writer)
+            if not self._obstacle(candidate, held, judgement):
+                self._capture(root, place, candidate, held, judgement)
 
     def flat(self, root: Root, place: Place, candidate: Candidate, file: str) -> None:
         """A file directly in the watched folder was closed: captured at once where its own structure proves it whole and no
-        library would write it beside others (those are the root's own checkpoint)."""
+        library would write it beside others (those are the root's own checkpoint). Raises Busy."""
         try:
             held = Held(root.path, [file])
         except Vanished:
             return
+        with held:
+            self._judge_flat(root, place, candidate, held, file)
+
+    def _judge_flat(self, root: Root, place: Place, candidate: Candidate, held: Held, file: str) -> None:
         alone = not formats.is_temporary(file) and not any(format.claims(held) for format in formats.every())
         if alone and formats.holds_tensors(held, file) and candidate.flats.get(file) != held.identities[file]:
             judgement = formats.judge(held, self.context)
-            if judgement.whole and not held.open_writer():
+            if judgement.whole and held.open_writer():
+                raise Busy(file)
+            if judgement.whole:
                 self._capture_flat(root, place, candidate, held, file, judgement)
-                return
-        held.close()
 
     def quiet(self, root: Root, place: Place, candidate: Candidate) -> Judgement | None:
         """Judges a candidate as it lies there, quiet or at the end, and captures it where it is whole. None: nothing new,
@@ -113,35 +125,31 @@ class Judge:
             return self._quiet_root(root, place, candidate)
         found = candidates.files(candidate)
         same = found == candidate.captured and not candidate.lost
-        over = self.context.final and self.ended_well and candidate.captured is None  # Rotation is done as well.
-        if not found or same or (candidate.leaving and not over):
+        if not found or same or (candidate.leaving and not self._stays(candidate, found)):
             return self._half_deleted(candidate) if found and candidate.leaving and not same else None
+        if not candidates.may_hold_tensors(found):
+            return None  # Part of the job's outputs.
         try:
             held = Held(candidate.folder, found)
         except Vanished:
             candidate.leaving = True
             return None
-        judgement = formats.judge(held, self.context)
-        if judgement.verdict == "unknown":
-            if not any(formats.holds_tensors(held, path) for path in held.identities):
-                held.close()
-                return None  # Not a checkpoint: part of the job's outputs.
-            if self.ended_well:
-                judgement = Judgement("whole", "unknown")
-        obstacle = self._obstacle(candidate, held, judgement) if judgement.whole else None
-        if judgement.whole and not obstacle:
+        with held:
+            judgement = formats.judge(held, self.context)
+            if judgement.verdict == "unknown":
+                if not any(formats.holds_tensors(held, path) for path in held.identities):
+                    return None  # Not a checkpoint: part of the job's outputs.
+                if self.ended_well:
+                    judgement = Judgement("whole", "unknown")
+            if not judgement.whole:
+                return judgement
+            if obstacle := self._obstacle(candidate, held, judgement):
+                return Judgement("broken", judgement.format, (obstacle,))
             self._capture(root, place, candidate, held, judgement)
             return judgement
-        held.close()
-        return Judgement("broken", judgement.format, (obstacle,)) if obstacle else judgement
 
     def _quiet_root(self, root: Root, place: Place, candidate: Candidate) -> Judgement | None:
-        try:
-            held = Held(root.path, candidates.files(candidate))
-        except Vanished:
-            candidate.dirty = True
-            return None
-        with held:
+        with Held(root.path, candidates.files(candidate)) as held:
             format = formats.recognise(held)
             claimed = format.claims(held) if format else frozenset()
             result = None
@@ -176,14 +184,14 @@ class Judge:
     def _of_root(
         self, root: Root, place: Place, candidate: Candidate, files: list[str], judgement: Judgement, flat: str = ""
     ) -> None:
-        """Captures some of the root's files, unless somebody writes them (his close is told by an event)."""
-        held = Held(root.path, files)
-        if held.open_writer():
-            held.close()
-        elif flat:
-            self._capture_flat(root, place, candidate, held, flat, judgement)
-        else:
-            self._capture(root, place, candidate, held, judgement, in_place=True)
+        """Captures some of the root's files, unless somebody writes them. Raises Vanished."""
+        with Held(root.path, files) as held:
+            if held.open_writer():
+                return
+            if flat:
+                self._capture_flat(root, place, candidate, held, flat, judgement)
+            else:
+                self._capture(root, place, candidate, held, judgement, in_place=True)
 
     def _obstacle(self, candidate: Candidate, held: Held, judgement: Judgement) -> str | None:
         """Why a folder that is whole by its structure is not to be captured now, in words, or None."""
@@ -196,25 +204,50 @@ class Judge:
         return self._written_again(candidate, held.identities, judgement)
 
     def _written_again(self, candidate: Candidate, found: Mapping[str, Identity], judgement: Judgement) -> str | None:
-        """Why what was captured before may be between two states now, or None."""
+        """Why what was written before may be between two states now, or None.
+
+        The files that the format's library writes last must be new where others are. Where it has none, or a file is newer
+        than they are (a report that a script adds, or the next save's first), a longer quiet decides.
+        """
         before = {path: each for path, each in (candidate.captured or {}).items() if path in found}
         stale = [path for path, each in before.items() if found[path] == each]
         candidate.rewritten |= len(stale) < len(before)
-        if len(stale) in (0, len(before)):
-            return None
         format = formats.by_name(judgement.format)
-        if judgement.proven and format:
-            stale = [path for path in stale if _ends(path, format.completes) and not self._beyond(path)]
-        elif self.ended_well or time.monotonic() - candidate.changed >= self.patience:
-            stale = []
-        elif not self.context.final:
+        last = [path for path in found if format and _ends(path, format.completes) and not self._beyond(path)]
+        held_back = [path for path in stale if path in last] if len(stale) < len(before) else []
+        if held_back and not (self.ended_well and not judgement.proven):
+            return f"it was being written again: {held_back[0]} is still the earlier save's"
+        if last:
+            end = max(found[path][1] for path in last)
+            doubtful = [path for path in found if found[path][1] > end]
+        else:
+            doubtful = stale if len(stale) < len(before) else []
+        if not doubtful or self.ended_well or time.monotonic() - candidate.changed >= self.patience:
+            return None
+        if self.context.final and candidate.captured is None:
+            return None
+        if not self.context.final:
             candidate.patient = candidate.dirty = True
-        return f"it was being written again: {stale[0]} is still the earlier save's" if stale else None
+        return f"it may be between two saves: {doubtful[0]} is not of the same one as the rest"
 
     def _beyond(self, path: str) -> bool:
         """Whether the file is of a rank that this job does not have: an earlier job's, which had more."""
         world, rank = self.context.world_size, _RANK.search(path)
         return bool(rank and world and (world == 1 or int(rank[1]) >= world))
+
+    def _stays(self, candidate: Candidate, found: Mapping[str, Identity]) -> bool:
+        """Whether a folder of which files were deleted is a checkpoint all the same: it has files that no capture has, and
+        rotation, which takes milliseconds, is over. Lightning's `lightning_logs/` loses its older file with each new one."""
+        if found.items() <= (candidate.captured or {}).items():
+            return False
+        if self.context.final:
+            return self.ended_well
+        if candidate.captured is None:
+            return False
+        if time.monotonic() - candidate.changed >= self.patience:
+            return True
+        candidate.patient = candidate.dirty = True
+        return False
 
     def _half_deleted(self, candidate: Candidate) -> Judgement | None:
         if not self.context.final or candidate.captured is not None:
@@ -226,7 +259,7 @@ class Judge:
     def _capture(
         self, root: Root, place: Place, candidate: Candidate, held: Held, judgement: Judgement, in_place: bool = False
     ) -> None:
-        """Takes what is held. Raises UnsafePath where a store cannot hold a name, OSError; closes `held`."""
+        """Takes what is held. Raises UnsafePath where a store cannot hold a name, OSError."""
         before, identities = candidate.captured, dict(held.identities)
 
         def done(kept: Kept | None) -> None:
@@ -238,13 +271,9 @@ class Judge:
 
         # Where nobody writes any more, a temporary file is what a killed writer left.
         chosen = [path for path in identities if not formats.is_temporary(path)]
-        try:
-            if candidate.path != ROOT:
-                paths.check(candidate.path)
-            paths.check_all(chosen)
-        except BaseException:
-            held.close()
-            raise
+        if candidate.path != ROOT:
+            paths.check(candidate.path)
+        paths.check_all(chosen)
         candidate.captured, candidate.lost, candidate.dirty = (
             identities,
             False,
@@ -263,11 +292,7 @@ class Judge:
                 candidate.flats.pop(file, None)
                 candidate.dirty, candidate.changed = True, time.monotonic()
 
-        try:
-            paths.check(file)
-        except BaseException:
-            held.close()
-            raise
+        paths.check(file)
         candidate.flats[file] = held.identities[file]
         self._keeper.keep(held, [file], place, in_place=True, done=done)
 

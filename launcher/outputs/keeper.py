@@ -55,17 +55,16 @@ class Keeper:
         self._told: set[str] = set()
 
     def keep(self, held: Held, paths: Sequence[str], place: Place, *, in_place: bool, done: Done) -> None:
-        """Takes `paths` of what is held and calls `done`; closes `held`. `in_place`: the job rewrites these files, so that
-        a hard link is the last choice. Raises OSError when they cannot be taken in any way."""
+        """Takes `paths` of what is held and calls `done`, now or later. `in_place`: the job rewrites these files, so that a
+        copy is better than a hard link. Raises OSError when they cannot be taken in any way."""
         size = sum(held.identities[path][0] for path in paths)
         if place.rung != "reflink" and not (in_place and INLINE < size <= SMALL):
-            with held:
-                done(self._take(held, paths, place, in_place))
+            done(self._take(held, paths, place, in_place))
             return
         if not self._thread:
             self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
             self._thread.start()
-        self._queue.put((held, list(paths), place, in_place, done))
+        self._queue.put((held.moved(), list(paths), place, in_place, done))
 
     def sweep(self) -> None:
         """Closes the descriptors of captures that were stored or given up."""

@@ -16,6 +16,7 @@ from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
 from launcher.outputs.watcher import Subject, Watcher
+from launcher.runners.process import LEFTOVER_GRACE, end_job
 from launcher.settings import Settings
 from launcher.store.store import Store
 
@@ -79,6 +80,9 @@ def _finish(
     if not record.attempts:
         return [], []  # Killed before it had prepared anything.
     attempt = record.attempts[-1]
+    if left := folder.owes and end_job(folder.id, LEFTOVER_GRACE):
+        text = f"The job went on without its launcher: ended {', '.join(left[:5])}"
+        emit(event("job-ended-late", text, "warning"))
     spool = folder.path / "spool"
     before = set(record.checkpoints)
     found = [each.manifest for each in store.of_job(record.name)]

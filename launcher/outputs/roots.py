@@ -20,7 +20,7 @@ from launcher.checkpoint import formats
 from launcher.events import Emit, event
 from launcher.outputs import candidates
 from launcher.outputs.candidates import ROOT, Candidate, Seen
-from launcher.outputs.capture import Identity, identity_of
+from launcher.outputs.capture import identity_of
 from launcher.outputs.filesystem import SPOOL, network
 from launcher.outputs.inotify import CLOSE_WRITE, CREATE, DELETE, MOVED_FROM, MOVED_TO, Inotify, Notice
 
@@ -167,12 +167,11 @@ class Root:
         pause = max(tick, _POLLED_SHARE * cost) if self.blind else max(_RESCAN, _SHARE * cost)
         self._next_scan = time.monotonic() + pause
 
-    def differs(self, candidate: Candidate, seen: Seen, found: dict[str, Identity] | None = None) -> None:
+    def differs(self, candidate: Candidate, seen: Seen) -> None:
         """Its files are others than at the last look."""
         if candidate.captured and candidate.path != ROOT and seen.count < len(candidate.captured):
             with contextlib.suppress(OSError):
-                found = candidates.files(candidate) if found is None else found
-                candidate.leaving |= found.items() <= candidate.captured.items()
+                candidate.leaving |= candidates.files(candidate).items() <= candidate.captured.items()
         candidate.seen, candidate.patient = seen, False
         candidate.dirty, candidate.changed = True, time.monotonic()
 
@@ -247,7 +246,11 @@ class Root:
         ]
         candidate = self.candidate(path)
         candidate.leaving, candidate.missed = False, notice.missed
-        return [*over, Sign("closed", candidate)] if mask & MOVED_TO else over  # One rename may make it whole.
+        if not mask & MOVED_TO:
+            return over
+        folders = path.split("/")
+        candidate.promising |= candidates.is_named(folders, len(folders))
+        return [*over, Sign("closed", candidate)]  # One rename may make it whole.
 
     def gone(self, path: str, *, deleted: bool = True) -> None:
         """A candidate's folder is no more."""

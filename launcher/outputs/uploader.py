@@ -3,7 +3,8 @@
 A process, because hashing and sending must take neither the processors nor the disk from the training, nor the
 interpreter's lock from the watcher, which has milliseconds. Both ends of it are in this file: `Uploader` is the launcher's,
 `main` is the program. Over the pipes go one JSON object a line: first what the uploader needs to know, then captures one way
-and answers the other way. It ends when its input ends, so it never outlives a launcher that was killed. Secrets reach it by
+and answers the other way; an empty line is the end. Where its input ends without one, the launcher was killed: the uploader then
+ends what is left of the job, and itself. Secrets reach it by
 the environment and the pipe, never by its command line.
 """
 
@@ -30,12 +31,17 @@ from launcher.checkpoint.safety import Policy
 from launcher.errors import LauncherError, UnsafePickle
 from launcher.ids import new_id
 from launcher.outputs.capture import Capture
+from launcher.runners.process import LEFTOVER_GRACE, end_job
 from launcher.settings import Settings
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, Earlier, upload_files
 from launcher.transfer.throttle import Throttle
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from launcher.outputs.uploader import main; main()"
+_START = """import os, sys
+os.nice(int(sys.argv[1]))
+sys.path[:] = sys.argv[2:]
+from launcher.outputs.uploader import main
+main()"""
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IOPRIO_IDLE = 3 << 13
 _END = 5.0
@@ -104,7 +110,7 @@ class Ended(Exception):
 
 
 class Uploader:
-    """The launcher's end. Started by the first `store`, and again by the next one after it had ended."""
+    """The launcher's end. Started by `start` or the first `store`, and again by the next `store` after it had ended."""
 
     def __init__(self, task: Task, *, log: Path, keep: tuple[int, ...] = ()) -> None:
         """`log` takes what its libraries print. `keep`: descriptors that live as long as it does (the job's lock: nobody
@@ -118,6 +124,11 @@ class Uploader:
     def pid(self) -> int | None:
         """Its process id while it lives."""
         return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Has it ready for the first capture."""
+        with contextlib.suppress(OSError):
+            self._process = self._process or self._start()
 
     def store(self, capture: Capture) -> Answer:
         """Stores one capture and waits for the answer. Raises Ended."""
@@ -140,16 +151,16 @@ class Uploader:
         with open(self._log, "ab") as log:
             # A session of its own: what the terminal sends to the launcher is the launcher's to decide.
             process = self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _START, *sys.path],
+                [sys.executable, "-I", "-c", _START, "19" if self._task.yields else "0", *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                cwd="/",
                 start_new_session=True,
                 pass_fds=self._keep,
             )
         assert process.stdin
         process.stdin.write(msgspec.json.encode(self._task) + b"\n")
+        process.stdin.flush()
         return process
 
     def hurry(self) -> None:
@@ -158,6 +169,7 @@ class Uploader:
         self._task = msgspec.structs.replace(self._task, yields=False)
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/autogroup").write_text("0")
+        with contextlib.suppress(OSError):
             for thread in os.listdir(f"/proc/{self.pid}/task"):
                 os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
@@ -173,15 +185,18 @@ class Uploader:
             return ""
         assert process.stdin and process.stdout
         with contextlib.suppress(OSError):
+            process.stdin.write(b"\n")
             process.stdin.close()
         try:
-            code = process.wait(_END)
+            process.wait(_END)
         except subprocess.TimeoutExpired:
             process.kill()
-            code = process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END)
+        code = process.returncode
         process.stdout.close()
         self._process = None
-        return f"it was ended by {signal.Signals(-code).name}" if code < 0 else ""
+        return f"it was ended by {signal.Signals(-code).name}" if code and code < 0 else ""
 
 
 def store_capture(
@@ -193,7 +208,9 @@ def store_capture(
     """
     tree = capture.tree()
     found = safety.look(tree)
-    safety.enforce(found.findings, "deny" if pickles == "deny" else "allow", capture.name, lambda event: None)
+    if found.findings:
+        _prove_unchanged(capture)  # Else what was found may be of another file.
+    safety.refuse(found.findings, pickles, capture.name)
     format = formats.by_name(capture.format)
     identifier = capture.id
     while True:
@@ -233,6 +250,16 @@ def store_capture(
         return checkpoint
 
 
+def _prove_unchanged(capture: Capture) -> None:
+    for path in capture.files:
+        fd = capture.open(path)
+        try:
+            if not capture.unchanged(path, os.fstat(fd)):
+                raise Changed(path)
+        finally:
+            os.close(fd)
+
+
 # ── the program ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -246,7 +273,7 @@ def main() -> None:
     if task.yields:
         yield_to_the_job()
     captures: queue.SimpleQueue[Capture] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sys.stdin.buffer, captures), daemon=True).start()
+    threading.Thread(target=_read, args=(sys.stdin.buffer, captures, task.job), daemon=True).start()
     store = Store.open(task.settings, configuration.process_environment())
     throttle, earlier = Throttle(task.bandwidth), Earlier()
     while True:
@@ -254,10 +281,13 @@ def main() -> None:
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture]) -> None:
+def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], job: str) -> None:
     for line in lines:
+        if line == b"\n":
+            os._exit(0)  # An upload that nobody waits for any more ends here.
         captures.put(msgspec.json.decode(line, type=Capture))
-    os._exit(0)  # The launcher needs no more answers, or is gone: an upload that it waits for no longer ends here.
+    end_job(job, LEFTOVER_GRACE)
+    os._exit(1)
 
 
 def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earlier: Earlier) -> Answer:
@@ -298,13 +328,11 @@ def _answer(store: Store, capture: Capture, task: Task, throttle: Throttle, earl
 
 
 def yield_to_the_job() -> None:
-    """The lowest priority of processor and disk, for this process and every thread that it starts.
+    """The lowest priority of processor and disk, for this thread and every one that it starts. (It is nice already.)
 
     Where the kernel groups processes by session (sched_autogroup, sched(7)), a nice value counts within the session only,
     and the group has one of its own.
     """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
     if call := _IOPRIO_SET.get(os.uname().machine):

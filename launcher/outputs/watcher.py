@@ -8,6 +8,7 @@ passes for a whole one without optimizer).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -22,13 +23,18 @@ from launcher.outputs import candidates
 from launcher.outputs.candidates import Candidate
 from launcher.outputs.capture import Capture
 from launcher.outputs.filesystem import RUNGS, Place, Rung, probe
-from launcher.outputs.judging import Judge, Subject, age
+from launcher.outputs.holding import Vanished
+from launcher.outputs.judging import Busy, Judge, Subject, age
 from launcher.outputs.keeper import Keeper
 from launcher.outputs.roots import Root, Sign
 from launcher.text import printable
 
 _TICK = 0.2
+"""Seconds between looks at the clock while something is not settled, at most; a quarter of the settle time where less."""
+_SOON = 0.001
+"""Seconds until a file that is still open is looked at again at first; each time twice as long, up to the settle time."""
 _LONG = 60.0
+_NICE = -10
 
 
 class Watcher:
@@ -55,6 +61,7 @@ class Watcher:
         checkpoints are named after the folder too. `rungs`: the ways to capture that are tried."""
         self._spool = spool
         self._settle = settle
+        self._tick = min(_TICK, max(settle / 4, 0.01))
         self._emit = emit
         self._rungs = rungs
         self._roots = [Root(root, "", subject.job, emit, self._report)]
@@ -75,6 +82,8 @@ class Watcher:
         )
         self._reported: dict[tuple[str, str], str] = {}
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._busy: list[tuple[float, float, Root, Sign]] = []
+        """Looks to repeat: when (monotonic), the delay that led to it, where and why."""
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -116,7 +125,7 @@ class Watcher:
                 continue
             for sign in root.read():
                 self._follow(root, sign)
-            root.scan(_TICK)
+            root.scan(self._tick)
             root.close()
         self._judge.context = Context(world_size=self._judge.context.world_size, final=True)
         self._judge.ended_well = unknown_counts
@@ -142,13 +151,17 @@ class Watcher:
         place = self._places[root.path] = probe(root.path, self._spool, self._rungs)
         text = f"Checkpoints in {printable(root.path)} are captured by {place.rung}"
         self._emit(event("capture-ready", text, "debug", how=place.rung))
-        root.scan(_TICK)
+        root.scan(self._tick)
         for candidate in () if new else root.candidates.values():
             candidate.captured = candidates.files(candidate)
             candidate.flats, candidate.dirty = dict(candidate.captured), False
         return True
 
     def _run(self) -> None:
+        # A whole checkpoint may live for 20 ms on a machine whose processors are all taken, and this needs less than one of
+        # them. A thread has a nice value of its own on Linux; without the privilege it keeps the process's.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._stopping:
             poll = select.poll()
             poll.register(self._wake, select.POLLIN)
@@ -156,17 +169,22 @@ class Watcher:
                 if root.fd is not None:
                     poll.register(root.fd, select.POLLIN)
             poll.poll(self._pause() * 1000)
-            for root in self._roots if not self._stopping else ():
+            if self._stopping:
+                return
+            self._follow_again()
+            for root in self._roots:
                 self._attend(root)
             self._keeper.sweep()
 
     def _pause(self) -> float:
         """Seconds to sleep: until something is due, where no event comes first."""
+        now = time.monotonic()
+        if self._busy:
+            return max(min(due for due, *_ in self._busy) - now, 0.0)
         missing = any(root.path not in self._places for root in self._roots)
         dirty = any(candidate.dirty for root in self._roots for candidate in list(root.candidates.values()))
         if missing or dirty:
-            return _TICK
-        now = time.monotonic()
+            return self._tick
         return min(_LONG, *(max(root.wait(now), 0.01) for root in self._roots))
 
     def _attend(self, root: Root) -> None:
@@ -177,31 +195,42 @@ class Watcher:
             self._follow(root, sign)
         now = time.monotonic()
         if root.due(now):
-            root.scan(_TICK)
+            root.scan(self._tick)
         for candidate in list(root.candidates.values()):
             quiet = self._judge.patience if candidate.patient else self._settle / 2
             if candidate.dirty and now - candidate.changed >= quiet:
                 self._safely(root, candidate, self._settled)
 
-    def _follow(self, root: Root, sign: Sign) -> None:
-        if sign.kind == "closed":
-            self._safely(root, sign.candidate, self._judge.closed)
-        elif sign.kind == "over":
-            self._safely(root, sign.candidate, self._judge.quiet)
-        else:
-            self._safely(
-                root,
-                sign.candidate,
-                lambda root, place, each: self._judge.flat(root, place, each, sign.file),
-                sign.file,
-            )
+    def _follow(self, root: Root, sign: Sign, delay: float = _SOON) -> None:
+        """Looks at what a sign points to; in a moment again, where the close that it tells of is not over yet."""
+
+        def look(root: Root, place: Place, candidate: Candidate) -> Judgement | None:
+            try:
+                if sign.kind == "closed":
+                    self._judge.closed(root, place, candidate)
+                elif sign.kind == "flat":
+                    self._judge.flat(root, place, candidate, sign.file)
+                else:
+                    return self._judge.quiet(root, place, candidate)
+            except Busy:
+                if delay < self._settle:
+                    self._busy.append((time.monotonic() + delay, delay, root, sign))
+            return None
+
+        self._safely(root, sign.candidate, look, sign.file)
+
+    def _follow_again(self) -> None:
+        now = time.monotonic()
+        due = [each for each in self._busy if each[0] <= now]
+        self._busy = [each for each in self._busy if each[0] > now]
+        for _, delay, root, sign in due:
+            self._follow(root, sign, delay * 2)
 
     def _settled(self, root: Root, place: Place, candidate: Candidate) -> Judgement | None:
         """No event for half of the settle time: if the files have not changed for the other half either, look."""
-        found = candidates.files(candidate)
-        seen = candidates.glance(found)
+        seen = candidates.glance(candidate)
         if seen != candidate.seen:
-            root.differs(candidate, seen, found)
+            root.differs(candidate, seen)
             return None
         candidate.dirty = False
         return self._judge.quiet(root, place, candidate)
@@ -216,6 +245,9 @@ class Watcher:
         """One candidate's trouble is reported by its name, and must not blind the watcher to the others."""
         try:
             return look(root, self._places[root.path], candidate)
+        except Vanished:
+            candidate.dirty, candidate.changed = True, time.monotonic()
+            return None
         except UnsafePath as error:
             reason = error.text
         except OSError as error:

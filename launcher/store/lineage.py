@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from launcher.checkpoint.manifest import Manifest
+from launcher.decoding import decode
 from launcher.errors import ManifestInvalid
 from launcher.store import layout
 from launcher.store.reading import Checkpoint, Reader
@@ -50,8 +51,8 @@ def _look(store: Reader, identifier: str) -> Ancestor:
     except ManifestInvalid:
         return Ancestor(id=identifier, state="unknown")
     try:
-        tombstone = msgspec.json.decode(store.get(layout.tombstone(identifier)), type=Tombstone)
-    except (Missing, msgspec.DecodeError, UnicodeDecodeError):
+        tombstone = decode(store.get(layout.tombstone(identifier)), Tombstone)
+    except (Missing, ValueError):
         return Ancestor(id=identifier, state="unknown")
     try:
         old = store.known(identifier)

@@ -17,6 +17,7 @@ from launcher.checkpoint import manifest as manifests
 from launcher.checkpoint import reference as references
 from launcher.checkpoint.manifest import Abort, Manifest
 from launcher.checkpoint.reference import Reference
+from launcher.decoding import decode
 from launcher.errors import CheckpointNotFound, ManifestInvalid, ObjectDamaged, UsageError
 from launcher.ids import is_id
 from launcher.names import key as name_key
@@ -253,8 +254,8 @@ class Reader:
     def _body(self, key: str) -> VersionBody:
         if key not in self._bodies:
             try:
-                body = msgspec.json.decode(self.get(key), type=VersionBody)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                body = decode(self.get(key), VersionBody)
+            except ValueError as error:
                 raise ObjectDamaged(key=key, cause=str(error)) from error
             if body.mistake(key):
                 raise ObjectDamaged(key=key, cause=body.mistake(key))

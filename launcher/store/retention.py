@@ -90,7 +90,7 @@ def plan(
     reasons = protection.reasons(store, living)
     for identifier in protected:
         reasons.setdefault(identifier, []).append("in use by this job")
-    return judge(own, keep, protected=reasons, now=store.now())
+    return judge(own, keep, protected=reasons, now=store.now() if keep.days else 0.0)
 
 
 def apply(
@@ -114,11 +114,8 @@ def apply(
 class AfterCommits:
     """Applies the rules of a running job: after commits, as long as that takes little of its time, and at its end."""
 
-    def __init__(
-        self, store: Store, job: str, run: str, keep: Keep | None, emit: Emit, *, protected: Collection[str] = ()
-    ) -> None:
+    def __init__(self, store: Store, job: str, run: str, keep: Keep | None, emit: Emit) -> None:
         self._store, self._job, self._run, self._keep, self._emit = store, job, run, keep, emit
-        self._protected = protected
         self._next = 0.0
 
     def __call__(self, *, at_end: bool = False) -> None:
@@ -127,7 +124,7 @@ class AfterCommits:
         if not self._keep or (started < self._next and not at_end):
             return
         try:
-            deleted = apply(self._store, self._job, self._keep, run=self._run, protected=self._protected)
+            deleted = apply(self._store, self._job, self._keep, run=self._run)
         except LauncherError as error:
             self._emit(event("retention-failed", f"--keep was not applied: {error.text}", "warning", error=error.kind))
         else:

@@ -41,7 +41,6 @@ _OWN_FROM = 1 << 20
 """Bytes from which our own requests take less CPU than the engine's (measured: 0.54 against 0.68 s for 512 MiB, but 0.67
 against 0.43 s for 1,000 files of 64 KiB)."""
 _STALLED = 30.0
-"""Seconds without a byte after which a body is cut and gone on with."""
 _OTHER_MEMORY = 64 << 20
 """Bytes that the process takes besides the parts it uploads."""
 _NO_BUCKET = "the bucket does not exist"
@@ -53,8 +52,8 @@ _PROXIES = tuple(each for name in ("http_proxy", "https_proxy", "all_proxy") for
 
 class CloudStore:
     """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried. `memory`: bytes of the process
-    while it uploads, about. `options`: what obstore is told besides (endpoint, region, credential_provider …), which wins over
-    the environment."""
+    while it uploads, about. `stalled`: seconds without a byte after which a connection is cut and gone on with. `options`: what
+    obstore is told besides (endpoint, region, credential_provider …), which wins over the environment."""
 
     def __init__(
         self,
@@ -63,6 +62,7 @@ class CloudStore:
         timeout: float,
         environ: Mapping[str, str],
         memory: int = MEMORY,
+        stalled: float = _STALLED,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         import obstore
@@ -73,8 +73,9 @@ class CloudStore:
         self._exceptions = exceptions
         self._urls: dict[str, tuple[str, float]] = {}
         self._can_sign = not any(environ.get(name) for name in _PROXIES)  # The engine knows proxies, `Ranges` does not.
-        self._ranges = Ranges(timeout=min(timeout, _STALLED))
         self._timeout = timeout
+        self._stalled = min(timeout, stalled)
+        self._ranges = Ranges(timeout=self._stalled)
         self._memory = Memory(memory - _OTHER_MEMORY)
         client: dict[str, Any] = {
             "connect_timeout": timedelta(seconds=min(10.0, timeout)),
@@ -177,8 +178,7 @@ class CloudStore:
             path = "/".join(parts.path.split("/")[: -1 - prefix.count("/")])
             region = urllib.parse.parse_qs(parts.query)["X-Amz-Credential"][0].split("/")[2]
             bucket = f"{parts.scheme}://{parts.netloc}{path}"
-            stalled = min(self._timeout, _STALLED)
-            self._uploads = Uploads(bucket, prefix, region, self._keys, timeout=self._timeout, stalled=stalled)
+            self._uploads = Uploads(bucket, prefix, region, self._keys, timeout=self._timeout, stalled=self._stalled)
         return self._uploads
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
@@ -212,9 +212,11 @@ class CloudStore:
             return
         try:
             self._ranges.get(url, start, length, sink)
-        except Refused as refused:
-            self._urls.pop(key, None)  # Credentials expire: the next attempt signs anew.
-            raise self._failure(key, refused) from refused
+        except (Refused, StoreUnavailable) as error:
+            self._urls.pop(key, None)  # Credentials may have expired: the next attempt signs anew.
+            if isinstance(error, Refused):
+                raise self._failure(key, error) from error
+            raise
 
     def _signed(self, key: str) -> str:
         """A URL that anyone may read the object by for a while; empty where the cloud or the credentials cannot sign."""

@@ -106,13 +106,13 @@ class GenericStore:
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         end = start + length
-        with self._errors(key):
-            while start < end:
+        while start < end:
+            with self._errors(key):  # Not around the sink: its errors are not the store's.
                 data = self._fs.cat_file(self._path(key), start=start, end=min(start + CHUNK, end))
-                if not data:
-                    raise StoreUnavailable(store=self.url, cause=f"{key} ended at {start}, before {end}")
-                sink(memoryview(data))
-                start += len(data)
+            if not data:
+                raise StoreUnavailable(store=self.url, cause=f"{key} ended at {start}, before {end}")
+            sink(memoryview(data))
+            start += len(data)
 
     def copy(self, source_key: str, target_key: str) -> None:
         with self._errors(source_key):

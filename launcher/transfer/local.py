@@ -21,7 +21,7 @@ from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnByte
 
 T = TypeVar("T")
 _TEMPORARY = ".tmp-"
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
 _TRIALS = 20
 """Times that a write is begun again because a delete beside it removed the folder, which had become empty."""
@@ -117,15 +117,20 @@ class LocalStore:
             return self._in_its_folder(key, lambda path: _copy(file.fileno(), path, on_bytes, mode=0o444))
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
-        with self._errors(key), open(self._path(key), "rb", buffering=0) as file:
+        with self._errors(key):
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        try:
             buffer = memoryview(bytearray(min(length, CHUNK)))
             end = start + length
             while start < end:
-                count = os.preadv(file.fileno(), [buffer[: min(len(buffer), end - start)]], start)
+                with self._errors(key):  # Not around the sink: its errors are not the store's.
+                    count = os.preadv(fd, [buffer[: min(len(buffer), end - start)]], start)
                 if not count:
                     raise StoreError(store=self.url, cause=f"{key} ends at {start}, before {end}")
                 sink(buffer[:count])
                 start += count
+        finally:
+            os.close(fd)
 
     def copy(self, source_key: str, target_key: str) -> None:
         with self._errors(source_key), open(self._path(source_key), "rb", buffering=0) as file:
@@ -158,6 +163,15 @@ class LocalStore:
                     folder = os.path.dirname(folder)
 
     def _make_folder(self, folder: str) -> None:
+        for trial in range(_TRIALS):
+            try:
+                self._make_missing(folder)
+                return
+            except FileNotFoundError:  # A folder above was deleted meanwhile, when it was empty.
+                if trial == _TRIALS - 1:
+                    raise
+
+    def _make_missing(self, folder: str) -> None:
         missing = []
         while not os.path.isdir(folder):
             missing.append(folder)
@@ -212,7 +226,7 @@ def _clone(source: int, destination: str) -> None:
     to one checkpoint would be damage to both."""
     with _new_file(destination, 0o444) as fd:
         try:
-            fcntl.ioctl(fd, _FICLONE, source)
+            fcntl.ioctl(fd, FICLONE, source)
         except OSError:
             size = os.fstat(source).st_size
             while (done := os.lseek(fd, 0, os.SEEK_CUR)) < size:

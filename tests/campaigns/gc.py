@@ -25,17 +25,18 @@ from pathlib import Path
 
 from launcher.errors import CheckpointNotFound, DigestMismatch, InvalidDataError
 from launcher.ids import new_id
-from launcher.inputs.cache import fetch_file
 from launcher.job import keep
 from launcher.store import layout, removal, retention
 from launcher.store.check import check
 from launcher.store.gc import collect
 from launcher.store.store import Aborted, Store
 from tests.support.cli import ROOT
-from tests.support.commits import commit, manifest, open_store, upload
+from tests.support.commits import commit, fetched, manifest, open_store, upload
 
 HORIZON = 1.0
 """Seconds."""
+EVERYTHING = -1.0
+"""A horizon that also takes what was written now: a store's times may be whole seconds."""
 
 
 def files() -> dict[str, bytes]:
@@ -74,16 +75,12 @@ class Reader(threading.Thread):
             while not self._stop_asked.is_set():
                 try:
                     every = self._store.version_numbers(self._name)
-                    found = self._store.resolve(f"{self._name}@v{random.choice(every)}" if every else self._name)
-                    for file in found.manifest.files:
-                        fetch_file(self._store, found.manifest, file, f"{folder}/{new_id()}", lambda count: None)
+                    fetched(self._store, f"{self._name}@v{random.choice(every)}" if every else self._name, folder)
                     self.counts["whole"] += 1
                 except CheckpointNotFound:
                     self.counts["not found"] += 1
                 except (DigestMismatch, InvalidDataError) as error:
                     self.counts[f"WRONG: {error}"] += 1
-                for path in os.listdir(folder):
-                    os.unlink(f"{folder}/{path}")
                 time.sleep(0.02)
 
 
@@ -158,7 +155,7 @@ def victim(url: str, what: str, seed: int) -> None:
         for each in random.Random(seed).sample(found, 2):
             removal.delete(store, each)
     elif what == "gc":
-        collect(store, older=0)
+        collect(store, older=EVERYTHING)
     else:
         retention.apply(store, "j", keep.parse("last=3"))
     print("done", flush=True)
@@ -196,11 +193,11 @@ def kills(url: str, count: int, seed: int) -> tuple[str, bool]:
         else:
             took[what] *= 1.1
             cut[what] += 1
-        collect(store, older=0)
+        collect(store, older=EVERYTHING)
         found = check(Store(store.place, timeout=60), read_data=True)
         after = {each.manifest.id for each in store.checkpoints()}
         deleted = {layout.identifier(entry.key) for entry in store.listing(layout.TOMBSTONES)}
-        again = collect(store, older=0)
+        again = collect(store, older=EVERYTHING)
         if (
             found.damage
             or found.notes

@@ -46,6 +46,7 @@ def test_a_created_object_is_read_back_and_cannot_be_created_again(place: Object
         assert create(place, key, b"second", timeout=5) == Theirs(b"first")
     assert [entry.key for entry in place.list("")] == sorted(KEYS)
     assert [entry.size for entry in place.list("names/")] == [5]
+    assert list(place.leftovers()) == [], "nothing that a writer left"
 
 
 def test_one_of_16_racing_writers_wins_each_of_50_keys(place: ObjectStore) -> None:
@@ -102,12 +103,18 @@ def test_a_copy_inside_the_place_has_the_same_bytes_and_a_life_of_its_own(place:
         place.settle("second/")
         assert [(each.key, each.size) for each in place.list("second/")] == [("second/deep/file.bin", size)]
         place.delete(["first/a file.bin"])
-        wanted = Wanted("second/deep/file.bin", size, str(tmp_path / f"copy-{size}"))
-        (down,) = download(place, [wanted], threads=4, timeout=20, on_bytes=lambda count: None)
-        assert down.digest == of_bytes(data)
+        assert place.read("second/deep/file.bin", 0, size + 1) == data
     with pytest.raises(Missing):
         place.copy("never/was", "second/other")
     assert [each.key for each in place.list("second/")] == ["second/deep/file.bin"]
+
+
+def test_the_time_of_an_object_is_the_places_own(place: ObjectStore) -> None:
+    """Ages are differences of these times: they never go back, and are known."""
+    place.put("one", b"x")
+    place.put("two", b"x")
+    times = {entry.key: entry.modified for entry in place.list("")}
+    assert 0 < times["one"] <= times["two"]
 
 
 def test_listing_goes_on_after_a_key(place: ObjectStore) -> None:

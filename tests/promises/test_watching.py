@@ -303,11 +303,12 @@ def test_unreadable_files_are_reported_and_the_rest_is_collected() -> None:
     os.seteuid(65534)
     try:
         watching = Watching(home / "output")
-        for name in ("step-1", "step-2", "step-3"):
+        for name, mode in (("step-1", 0), ("step-2", 0o600), ("step-3", 0o600)):
             (watching.output / name).mkdir()
-            (watching.output / name / "model.pt").write_bytes(TORCH)
-        (watching.output / "step-1" / "model.pt").chmod(0)
-        (watching.output / "step-2").chmod(0)
+            with open(os.open(watching.output / name / "model.pt", os.O_WRONLY | os.O_CREAT, mode), "wb") as file:
+                file.write(TORCH)
+            if name == "step-2":
+                (watching.output / name).chmod(0)
         watching.finish()
     finally:
         os.seteuid(before)

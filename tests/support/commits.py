@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Origin
 from launcher.ids import new_id
+from launcher.push import fetch
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import upload_files
 from launcher.transfer.places import open_place
@@ -74,3 +76,14 @@ def commit(
             return store.commit(manifest(name, stored, identifier, job=job, run=run, facts=facts, parents=parents))
         except Aborted:
             continue
+
+
+def fetched(store: Store, ref: str, folder: str) -> dict[str, bytes]:
+    """Path to bytes of a checkpoint, fetched as a person does; `folder` is a place for the files meanwhile."""
+    target = Path(folder, new_id())
+    try:
+        fetch(store, ref, str(target), threads=2, emit=lambda event: None)
+        return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    finally:
+        for each in (target, target.with_name(f"{target.name}.part")):
+            shutil.rmtree(each, ignore_errors=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,9 +88,11 @@ def eventually(what: Callable[[], Any], text: str, seconds: float = 60) -> Any:
     return answer
 
 
-def read(capture: Capture) -> dict[str, bytes] | None:
-    """The captured files as an uploader reads them, or None where one is no longer what was captured."""
+def read(capture: Capture, *, pace: Callable[[int], None] | None = None) -> dict[str, bytes] | None:
+    """The captured files as an uploader reads them, or None where one is no longer what was captured. `pace` is called with
+    the bytes of each piece."""
     content = {}
+    size = 16384 if pace else 1 << 20
     for path in capture.files:
         try:
             fd = capture.open(path)
@@ -95,8 +100,10 @@ def read(capture: Capture) -> dict[str, bytes] | None:
             return None
         try:
             data = b""
-            while piece := os.pread(fd, 1 << 20, len(data)):
+            while piece := os.pread(fd, size, len(data)):
                 data += piece
+                if pace:
+                    pace(len(piece))
             if not capture.unchanged(path, os.fstat(fd)):
                 return None
         finally:
@@ -114,16 +121,61 @@ def save_trainer(folder: Path, seed: int, step: int, *, pause: float = 0.0, name
             time.sleep(pause)
 
 
+def digest(content: dict[str, bytes]) -> str:
+    """Of all files of a state."""
+    return of_bytes(b"\0".join(content[name] for name in sorted(content)))
+
+
 def state_of(content: dict[str, bytes], seed: int, steps: Sequence[int], files: Callable[..., Any]) -> int | None:
     """The step whose files (by `files(seed, step)`) these are, or None: they are of no single one."""
-    wanted = of_bytes(b"\0".join(content[name] for name in sorted(content)))
-    for step in steps:
-        expected = files(seed, step)
-        if of_bytes(b"\0".join(expected[name] for name in sorted(expected))) == wanted:
-            return step
-    return None
+    wanted = digest(content)
+    return next((step for step in steps if digest(files(seed, step)) == wanted), None)
 
 
 def forget(watching: Watching, capture: Capture) -> None:
     """As if it were stored."""
     captures.discard(capture.id, watching.spool)
+
+
+class SlowUploads:
+    """Reads captures one after the other at so many bytes a second, as an uploader does that must yield; what it could read
+    to the end unchanged counts as committed.
+
+    Use `put` as Watching's `on_capture`; `watching` is set before the first.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.watching: Watching | None = None
+        self.committed: list[tuple[Capture, dict[str, bytes]]] = []
+        self.superseded: list[Capture] = []
+        self._queue: queue.SimpleQueue[Capture | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, capture: Capture) -> None:
+        self._queue.put(capture)
+
+    def drain(self) -> None:
+        """Waits until everything that was put is through."""
+        self._queue.put(None)
+        self._thread.join(600)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        # The launcher's uploader is a process of its own. This is a thread, which must not be taken off the processor by
+        # others while it holds the interpreter's lock that the watcher needs.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
+        while capture := self._queue.get():
+            content = read(capture, pace=self._pace)
+            assert self.watching
+            forget(self.watching, capture)
+            if content is not None:
+                self.committed.append((capture, content))
+                continue
+            self.superseded.append(capture)
+            self.watching.watcher.again(capture.path)
+
+    def _pace(self, count: int) -> None:
+        time.sleep(count / self.rate)

@@ -13,10 +13,10 @@ import re
 import msgspec
 
 from launcher.checkpoint.formats import dcp, deepspeed, diffusers, files, safetensors, torch_save
-from launcher.checkpoint.formats.trainer import has_optimizer, random_states
+from launcher.checkpoint.formats.trainer import FSDP_FULL, has_optimizer, random_states
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, below, folders
+from launcher.checkpoint.tree import Tree, below, folders, read_object
 
 _RANDOM = re.compile(r"random_states_(\d+)\.pkl")
 _MODEL = re.compile(
@@ -89,11 +89,13 @@ def _missing(tree: Tree) -> list[str]:
     reasons = []
     if not any(_MODEL.fullmatch(path) for path in tree.files) and not dcp.nested(tree) and not _engine(tree):
         reasons.append("no weights are there")
-    if not _optimizer(tree) and ("scheduler.bin" in tree.files or dcp.nested(tree)):
+    if not _optimizer(tree) and (FSDP_FULL in tree.files or "scheduler.bin" in tree.files or dcp.nested(tree)):
         reasons.append("the optimizer's state is not there")
     for name in folders(tree):  # What the hooks of Diffusers' examples write: a model with its configuration.
         part = below(tree, f"{name}/")
-        if "_class_name" in part.files or any(path.startswith("diffusion_pytorch_model") for path in part.files):
+        if "_class_name" in read_object(part, diffusers.CONFIG) or any(
+            path.startswith("diffusion_pytorch_model") for path in part.files
+        ):
             reasons += [f"{name}/{reason}" for reason in diffusers.Model().judge(part, Context()).reasons]
         elif diffusers.CONFIG in part.files and not diffusers.weights(part):
             reasons.append(f"{name} has no weights")

@@ -20,17 +20,23 @@ METADATA = ".metadata"
 
 
 def metadata(tree: Tree) -> object:
-    """The symbolic `Metadata`. Raises ValueError with the reason why it cannot be read, OSError."""
-    found = pickles.read(lambda start, length: tree.read(METADATA, start, length), 0, tree.files[METADATA])
+    """The symbolic `Metadata`; None where it is too large to be read. Raises ValueError with the reason why it is not whole,
+    OSError."""
+    size = tree.files[METADATA]
+    found = pickles.read(lambda start, length: tree.read(METADATA, start, length), 0, size)
+    if found.limit and tree.read(METADATA, size - 1, 1) == b".":
+        return None
     if found.mistake:
         raise ValueError(f"{METADATA} is no whole pickle: {found.mistake}")
-    if found.end != tree.files[METADATA]:
-        raise ValueError(f"{METADATA} has {tree.files[METADATA] - found.end} bytes after its pickle")
+    if found.end != size:
+        raise ValueError(f"{METADATA} has {size - found.end} bytes after its pickle")
     return found.value
 
 
 def items(value: object) -> list[tuple[object, str, int, int]]:
-    """(index, file, offset, length) of every stored item. Raises ValueError where the metadata is none."""
+    """(index, file, offset, length) of every stored item; none of a metadata too large to be read. Raises ValueError."""
+    if value is None:
+        return []
     storage = get(value, "storage_data")
     if not isinstance(storage, Mapping):
         raise ValueError(f"{METADATA} has no storage_data")
@@ -67,12 +73,16 @@ def mistakes(tree: Tree) -> list[str]:
     """Why the folder is not whole."""
     if METADATA not in tree.files:
         return [f"{METADATA}, which is written last, is not there"]
-    ends: dict[str, int] = {}
     try:
-        for _, path, offset, length in items(metadata(tree)):
-            ends[path] = max(ends.get(path, 0), offset + length)
+        return _item_mistakes(tree, items(metadata(tree)))
     except (ValueError, OSError) as error:
         return [str(error)]
+
+
+def _item_mistakes(tree: Tree, stored: list[tuple[object, str, int, int]]) -> list[str]:
+    ends: dict[str, int] = {}
+    for _, path, offset, length in stored:
+        ends[path] = max(ends.get(path, 0), offset + length)
     reasons = []
     for path, end in sorted(ends.items()):
         size = tree.files.get(path)
@@ -80,6 +90,8 @@ def mistakes(tree: Tree) -> list[str]:
             reasons.append(f"{path}, which {METADATA} names, is not there")
         elif size != end:
             reasons.append(f"{path} has {size} bytes, {METADATA} promises {end}")
+        elif size and not any(tree.read(path, 0, 16)):
+            reasons.append(f"{path} begins with zeros instead of an item")
     return reasons
 
 

@@ -10,7 +10,6 @@ by every rank; without ZeRO the optimizer is in the model file. From the sources
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from launcher.checkpoint import symbols
 from launcher.checkpoint.formats import torch_save
@@ -42,21 +41,27 @@ def mistakes(tree: Tree) -> list[str]:
     models = sorted(path for path in tree.files if _MODEL.fullmatch(path))
     if not models:
         return ["no *model_states.pt is there"]
-    value = torch_save.read_object(tree, models[0])
+    found = torch_save.read_pickle(tree, models[0])
+    if found is not None and found.limit:
+        return []
+    value = found.value if found else None
     data, model = torch_save.number(value, "dp_world_size"), torch_save.number(value, "mp_world_size")
     if not isinstance(data, int) or not isinstance(model, int) or not 0 < data * model <= 1 << 20:
         return [f"{models[0]} does not say of how many ranks it is"]
-    reasons = _absent("mp_rank_{1:02d}_model_states.pt", [path for path in models if path.startswith("mp_")], 1, model)
+    reasons = []
+    if any(path.startswith("mp_") for path in models):
+        parts = [f"mp_rank_{part:02d}_model_states.pt" for part in range(model)]
+        absent = [name for name in parts if name not in tree.files]
+        reasons += [f"{absent[0]} is not there ({model - len(absent)} of {model} parts)"] if absent else []
+    shards = [match for match in map(_SHARD.fullmatch, tree.files) if match]
     for kind in ("optim", "model"):
-        found = {
-            (int(match[1]), int(match[2])) for match in map(_SHARD.fullmatch, tree.files) if match and match[3] == kind
-        }
+        ranks = {(int(match[1]), int(match[2])) for match in shards if match[3] == kind}
         wanted = {(rank, part) for rank in range(data) for part in range(model)}
-        needed = found if kind == "model" else found or _sharded(value)
-        missing = sorted(wanted - found) if needed else []
+        needed = ranks if kind == "model" else ranks or _sharded(value)
+        missing = sorted(wanted - ranks) if needed else []
         if missing:
             name = f"zero_pp_rank_{missing[0][0]}_mp_rank_{missing[0][1]:02d}_{kind}_states.pt"
-            reasons.append(f"{name} is not there ({len(found)} of {len(wanted)} ranks)")
+            reasons.append(f"{name} is not there ({len(ranks)} of {len(wanted)} ranks)")
     return reasons
 
 
@@ -65,13 +70,6 @@ def _sharded(value: object) -> bool:
     config = symbols.get(symbols.get(value, "ds_config"), "zero_optimization")
     stage = symbols.get(config, "stage")
     return symbols.get(value, "optimizer") is None and isinstance(stage, int) and stage > 0
-
-
-def _absent(pattern: str, found: Iterable[str], data: int, model: int) -> list[str]:
-    names = set(found)
-    wanted = [pattern.format(0, part) for part in range(model)]
-    missing = [name for name in wanted if name not in names]
-    return [f"{missing[0]} is not there ({len(names)} of {len(wanted)} parts)"] if names and missing else []
 
 
 class DeepSpeed:

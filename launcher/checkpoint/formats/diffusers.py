@@ -31,17 +31,21 @@ def weights(tree: Tree) -> list[str]:
 
 
 class Pipeline:
-    """model_index.json beside the folders of its components."""
+    """model_index.json beside the folders of its components; before it comes, a scheduler's folder tells."""
 
     name = "diffusers-pipeline"
     completes = (INDEX,)
 
     def recognises(self, tree: Tree) -> bool:
-        return INDEX in tree.files
+        if INDEX in tree.files:
+            return True
+        alone = not any("/" not in path for path in tree.files if path != "README.md")
+        return alone and "scheduler/scheduler_config.json" in tree.files
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         index = read_object(tree, INDEX)
-        reasons = [] if "_class_name" in index else [f"{INDEX} names no class"]
+        reasons = [] if INDEX in tree.files else [f"{INDEX}, which is written last, is not there"]
+        reasons += [] if reasons or "_class_name" in index else [f"{INDEX} names no class"]
         for name in components(tree):
             reasons += _component_mistakes(below(tree, f"{name}/"), name)
         # It is written in place and has been there before when a pipeline is saved again: quiet must confirm.
@@ -100,8 +104,7 @@ class Model:
     def judge(self, tree: Tree, context: Context) -> Judgement:
         reasons = [] if "_class_name" in read_object(tree, CONFIG) else [f"{CONFIG} is not there, or names no class"]
         if not weights(tree):
-            shards = any("-of-" in path for path in tree.files)
-            reasons.append("the index of its shards is not there" if shards else "no weights are there")
+            reasons.append("no weights are there")
         return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:

@@ -181,7 +181,7 @@ class Gguf:
                 counts[name] = counts.get(name, 0) + _count(shape)
         return Facts(
             architecture=text_of(metadata.get("general.architecture")),
-            base_model=text_of(metadata.get("general.base_model.0.name") or metadata.get("general.name")),
+            base_model=text_of(metadata.get("general.base_model.0.name")),
             dtype=max(counts, key=lambda name: counts[name], default=None),
             parameters=sum(counts.values()),
             library="gguf",

@@ -16,7 +16,7 @@ from launcher.checkpoint import symbols
 from launcher.checkpoint.formats import dcp, files, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree
+from launcher.checkpoint.tree import Tree, read_object
 
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?(?:_(\d{3}))?/(model_optim_rng|model_rng)\.pt")
 _OPTIMIZER = "distrib_optim.pt"
@@ -30,7 +30,9 @@ class Megatron:
     completes = (dcp.METADATA,)
 
     def recognises(self, tree: Tree) -> bool:
-        return COMMON in tree.files or any(_RANK.fullmatch(path) for path in tree.files)
+        if COMMON in tree.files or any(_RANK.fullmatch(path) for path in tree.files):
+            return True
+        return "sharded_backend" in read_object(tree, "metadata.json")
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         if any(_RANK.fullmatch(path) for path in tree.files):
@@ -39,7 +41,7 @@ class Megatron:
         return judged(self.name, [*reasons, *dcp.mistakes(tree), *files.mistakes(tree)], context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
-        value = torch_save.read_object(tree, COMMON if COMMON in tree.files else _first(tree))
+        value = torch_save.read_object(tree, _first(tree) or COMMON)
         step = torch_save.number(value, "iteration")
         found = dcp.facts(tree) if dcp.METADATA in tree.files else Facts()
         return msgspec.structs.replace(found, step=int(step) if step is not None else None, library="megatron")
@@ -52,7 +54,7 @@ class Megatron:
 
 
 def _first(tree: Tree) -> str:
-    return next(path for path in sorted(tree.files) if _RANK.fullmatch(path))
+    return next((path for path in sorted(tree.files) if _RANK.fullmatch(path)), "")
 
 
 def _missing_ranks(tree: Tree) -> list[str]:

@@ -26,29 +26,35 @@ _DATA = re.compile(r"(?:.*/)?d/[0-9a-f]{32}")
 
 
 class Orbax:
-    """A folder with `_CHECKPOINT_METADATA`, or a single item (`_METADATA` beside its store)."""
+    """A folder with `_CHECKPOINT_METADATA`, a single item (`_METADATA` beside its store), or a folder of such folders."""
 
     name = "orbax"
     completes = (METADATA, _COMMIT)
 
     def recognises(self, tree: Tree) -> bool:
-        return METADATA in tree.files or (_ITEM in tree.files and _MANIFEST in tree.files) or _unnamed(tree)
+        return bool(_saves(tree)) or (_ITEM in tree.files and _MANIFEST in tree.files) or _unnamed(tree)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         reasons = [f"{path} is being written" for path in tree.files if TEMPORARY in path][:1]
-        if METADATA in tree.files:
-            metadata = read_object(tree, METADATA)
+        saves = _saves(tree)
+        for prefix in saves:
+            metadata = read_object(tree, prefix + METADATA)
             if not metadata.get("commit_timestamp_nsecs"):
-                reasons.append(f"{METADATA} has no time of commit")
+                reasons.append(f"{prefix}{METADATA} has no time of commit")
             handlers = metadata.get("item_handlers")
-            items = list(handlers) if isinstance(handlers, dict) else []
+            items = [prefix + item for item in handlers] if isinstance(handlers, dict) else []
             reasons += [f"{item}, which {METADATA} names, is not there" for item in items if not _below(tree, item)]
-        elif _unnamed(tree):
+            reasons += [
+                f"{item}/{_ITEM} is not there"
+                for item in items
+                if f"{item}/{_MANIFEST}" in tree.files and f"{item}/{_ITEM}" not in tree.files
+            ]
+        if not saves and _unnamed(tree):
             reasons.append(f"{METADATA} is not there")
         reasons += _store_mistakes(tree)
         names = [path for path in tree.files if path.rpartition("/")[2] in (METADATA, _ITEM, "_sharding")]
         reasons += [reason for path in names if (reason := _json(tree, path))]
-        return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=False)
+        return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=_committed(tree, saves))
 
     def facts(self, tree: Tree) -> Facts:
         """Of the arrays' shapes, where the item's metadata has them."""
@@ -69,6 +75,15 @@ class Orbax:
         return frozenset()
 
 
+def _saves(tree: Tree) -> list[str]:
+    """Prefixes of the checkpoints in a folder: "" for itself, `params/` of a StandardCheckpointer's that is deeper."""
+    return [path.removesuffix(METADATA) for path in tree.files if path.rpartition("/")[2] == METADATA]
+
+
+def _committed(tree: Tree, saves: list[str]) -> bool:
+    return bool(saves) and all(prefix + _COMMIT in tree.files for prefix in saves)
+
+
 def _unnamed(tree: Tree) -> bool:
     """Items without the file that names them."""
     return any(path.count("/") == 1 and path.endswith(f"/{_ITEM}") for path in tree.files) and any(
@@ -83,6 +98,7 @@ def _below(tree: Tree, item: str) -> bool:
 def _store_mistakes(tree: Tree) -> list[str]:
     reasons = []
     roots = {path.rpartition("/")[0] for path in tree.files if path.rpartition("/")[2] in (_MANIFEST, _ITEM)}
+    roots |= {path.rpartition("/d/")[0] for path in tree.files if _DATA.fullmatch(path) and "/" in path[:-34]}
     for root in sorted(roots):
         prefix = f"{root}/" if root else ""
         if _process(root) or f"{prefix}{_ITEM}" not in tree.files:
@@ -106,8 +122,8 @@ def _process(root: str) -> bool:
 def _node_mistake(tree: Tree, path: str) -> str | None:
     """A manifest is one record; a data file that begins with a node is a chain of them; other data cannot be told."""
     size, position = tree.files[path], 0
-    if size == 0:
-        return f"{path} is empty"
+    if size < 16:
+        return f"{path} has {size} bytes, less than any part of an OCDBT store"
     for _ in range(1000):
         head = tree.read(path, position, 12)
         if _MAGIC.get(head[:4]) is None:

@@ -43,8 +43,7 @@ def weights(tree: Tree) -> tuple[list[str], list[str]]:
         except (ValueError, OSError) as error:
             return [], [str(error)]
         return [*shards, index], [f"{shard} is not there" for shard in shards if shard not in tree.files]
-    shards = [path for path in tree.files if path.startswith(_SHARD) and "-of-" in path]
-    return [], [f"{INDEXES[0]}, which names the shards, is not there" if shards else "no weights are there"]
+    return [], ["no weights are there"]
 
 
 def model_facts(tree: Tree) -> Facts:

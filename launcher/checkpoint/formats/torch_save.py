@@ -69,11 +69,11 @@ def zip_mistake(tree: Tree, path: str) -> str | None:
 
 
 def _pickle_mistake(tree: Tree, path: str) -> str | None:
-    """A plain pickle is whole where it ends with the file; of one that is too large to read only the end is looked at."""
+    """A plain pickle is whole where it ends with the file; of one that is too large to read, where the file ends like one."""
     size = tree.files[path]
-    if size > pickles.LARGEST:
-        return None if tree.read(path, size - 1, 1) == b"." else f"{path} does not end like a pickle"
     found = pickles.read(lambda start, length: tree.read(path, start, length), 0, size)
+    if found.limit:
+        return None if tree.read(path, size - 1, 1) == b"." else f"{path} does not end like a pickle"
     if found.mistake:
         return f"{path} is no whole pickle: {found.mistake}"
     return None if found.end == size else f"{path} has {size - found.end} bytes after its pickle"
@@ -83,6 +83,8 @@ def _stream_mistake(tree: Tree, path: str) -> str | None:
     position, value = 0, None
     for number in range(5):
         found = pickles.read(lambda start, length: tree.read(path, start, length), position)
+        if found.limit:
+            return None
         if found.mistake:
             return f"{path} is no whole torch.save stream: {found.mistake}"
         position, value = found.end, found.value if number == 3 else value
@@ -100,6 +102,8 @@ def _stream_mistake(tree: Tree, path: str) -> str | None:
 
 def read_pickle(tree: Tree, path: str) -> Pickle | None:
     """The pickle that holds a torch.save file's object, tensors left out; None where there is none. Raises nothing."""
+    if path not in tree.files:
+        return None
     try:
         head = tree.read(path, 0, len(LEGACY))
         if head == LEGACY:

@@ -25,7 +25,7 @@ STATE = "trainer_state.json"
 ARGUMENTS = "training_args.bin"
 SENTINEL = "checkpoint-is-incomplete.txt"
 """Written first and removed last by JIT checkpoints; with several processes any of them may remove it early."""
-_FULL = "pytorch_model_fsdp.bin"
+FSDP_FULL = "pytorch_model_fsdp.bin"
 """FSDP's full state, beside or instead of model.safetensors."""
 
 
@@ -37,7 +37,10 @@ class Trainer:
 
     def recognises(self, tree: Tree) -> bool:
         found = tree.files
-        return STATE in found or SENTINEL in found or ("optimizer.pt" in found and "scheduler.pt" in found)
+        if STATE in found or SENTINEL in found:
+            return True
+        random = "rng_state.pth" in found or any(_RNG.fullmatch(path) for path in found)
+        return "scheduler.pt" in found and (random or "optimizer.pt" in found)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
         reasons = [*_state_mistakes(tree), *_missing(tree), *files.mistakes(tree)]
@@ -73,7 +76,7 @@ class Trainer:
         )
 
     def claims(self, tree: Tree) -> frozenset[str]:
-        own = {"optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", _FULL, "optimizer.bin", SENTINEL}
+        own = {"optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", FSDP_FULL, "optimizer.bin", SENTINEL}
         return pretrained.Pretrained().claims(tree) | frozenset(
             path for path in tree.files if path in own or _RNG.fullmatch(path)
         )
@@ -123,7 +126,7 @@ def random_states(
         return ranks, []
     known = context.world_size or 1
     if known == 1 and not ranks:
-        return ranks, [f"{single} is not there"]
+        return ranks, [f"{single or form.format(0)} is not there"]
     world = known if known > 1 else max(ranks) + 1
     absent = sorted(set(range(world)) - ranks)
     reason = f"{form.format(absent[0])} is not there ({len(ranks)} of {world} ranks)" if absent else ""
@@ -152,7 +155,8 @@ def _missing(tree: Tree) -> list[str]:
     if ARGUMENTS not in found and not sharded:
         reasons.append(f"{ARGUMENTS} is not there")
     weights, _ = pretrained.weights(tree)
-    if not weights and not elsewhere and not peft.is_adapter(tree) and _FULL not in found:
+    inside = elsewhere or peft.is_adapter(tree) or (FSDP_FULL in found and pretrained.CONFIG not in found)
+    if not weights and not inside:
         reasons.append("no weights are there")
     if peft.is_adapter(tree):
         reasons += peft.missing(tree)
@@ -162,6 +166,8 @@ def _missing(tree: Tree) -> list[str]:
         reasons.append("scheduler.pt is not there, and the optimizer's state is")
     if "scheduler.pt" in found and not has_optimizer(tree):
         reasons.append("the optimizer's state is not there, and scheduler.pt is")
+    if "optimizer.bin" in found and FSDP_FULL not in found:
+        reasons.append(f"{FSDP_FULL} is not there, and FSDP's optimizer.bin is")
     if sharded and not any(prefix.startswith("optimizer_") for prefix in dcp.nested(tree)) and has_optimizer(tree):
         reasons.append("optimizer_0, the optimizer's sharded state, is not there")
     return reasons

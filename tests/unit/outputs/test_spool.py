@@ -74,13 +74,13 @@ def test_a_wrong_spool_is_found_before_anything_starts(text: str, right: bool) -
             specs.load(flags, environ={})
 
 
-def test_20_mb_at_4_mb_a_second_take_5_seconds_whatever_the_number_of_threads() -> None:
+def test_4_mb_at_4_mb_a_second_take_a_second_whatever_the_number_of_threads() -> None:
     throttle = Throttle(4_000_000)
     started = time.monotonic()
 
     def send() -> None:
         for _ in range(10):
-            throttle.take(500_000)
+            throttle.take(100_000)
 
     threads = [threading.Thread(target=send) for _ in range(4)]
     for thread in threads:
@@ -88,5 +88,5 @@ def test_20_mb_at_4_mb_a_second_take_5_seconds_whatever_the_number_of_threads() 
     for thread in threads:
         thread.join()
     seconds = time.monotonic() - started
-    print(f"20 MB by 4 threads at 4 MB/s: {seconds:.2f} s")
-    assert seconds >= 5.0
+    print(f"4 MB by 4 threads at 4 MB/s: {seconds:.2f} s")
+    assert seconds >= 1.0

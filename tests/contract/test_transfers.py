@@ -1,0 +1,91 @@
+"""Transfers under every fault at once (a slice of tests/campaigns/transfers.py), and onto a disk that becomes full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher import push
+from launcher.errors import NoSpace
+from launcher.inputs.cache import NodeCache, changes
+from launcher.store.store import Store
+from launcher.transfer.digest import BLOCK
+from launcher.transfer.places import open_place
+from tests.campaigns.transfers import campaign
+from tests.support.s3_server import S3Server
+
+
+def test_no_wrong_byte_is_accepted_and_no_transfer_fails(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env().items():
+        monkeypatch.setenv(name, value)  # and back to what it was, afterwards
+    print(campaign(s3_server, tmp_path, 30, 3, stall=4, workers=8))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+@pytest.mark.parametrize("length", [1 << 20, BLOCK + 5])
+def test_a_disk_that_becomes_full_ends_it_at_once_and_what_came_is_kept(
+    request: pytest.FixtureRequest,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    length: int,
+) -> None:
+    """Somebody else fills the disk when 8 MiB have come. Nothing is mounted; with space again, it goes on."""
+    url = str(tmp_path / "store")
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3_server")
+        for name, value in server.env().items():
+            monkeypatch.setenv(name, value)
+        url = f"s3://{server.new_bucket()}/store"
+    store = Store(open_place(url, timeout=60, environ=os.environ), timeout=60)
+    (tmp_path / "model").mkdir()
+    for number in range((32 << 20) // length):
+        (tmp_path / "model" / f"part-{number}").write_bytes(os.urandom(length))
+    pushed = push.push(store, "base", str(tmp_path / "model"), threads=2, force=True, emit=lambda event: None).manifest
+    came = 0
+    others = small_disk / "others"
+
+    def fill(count: int) -> None:
+        nonlocal came
+        came += count
+        if came >= 8 << 20 and not others.exists():
+            with open(others, "wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 20))
+                    file.flush()
+
+    cache = NodeCache(str(small_disk / "cache"), threads=1)
+    started = time.monotonic()
+    with pytest.raises(NoSpace, match="LAUNCHER_CACHE_DIR"):
+        cache.fetch(store, pushed, fill)
+    print(f"refused after {time.monotonic() - started:.1f} s, of 60 s in which a failing network is tried again")
+    assert not cache.entry(pushed.id).exists() and cache.entries() == []
+    others.unlink()
+    path, lease = cache.fetch(store, pushed, lambda count: None)
+    assert changes(str(path), pushed) == []
+    lease.release()
