@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,12 +22,14 @@ from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, Sour
 from launcher.events import Emit, event
 from launcher.ids import new_id
 from launcher.inputs.cache import NodeCache, fetch_files
-from launcher.inputs.remote import Remote
 from launcher.inputs.selection import Selection
 from launcher.progress import Progress
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
 from launcher.verify import open_tree
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
 def push(

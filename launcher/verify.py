@@ -13,8 +13,6 @@ from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Facts, Ready
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, SourceNotFound, UsageError
-from launcher.inputs import remote
-from launcher.inputs.selection import Selection
 from launcher.settings import Settings
 from launcher.store import layout
 from launcher.store import tree as trees
@@ -41,6 +39,9 @@ def verify(
     if ref is None or ref.kind == "path":
         tree: Tree = open_tree(target)
     elif ref.kind == "url":
+        from launcher.inputs import remote
+        from launcher.inputs.selection import Selection
+
         found = remote.find(ref.value, Selection(), settings, environ)
         if found.archive:
             raise UsageError(

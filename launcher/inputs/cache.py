@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import (
@@ -26,7 +26,6 @@ from launcher.errors import (
 from launcher.events import Emit, event
 from launcher.inputs import share as sharing
 from launcher.inputs.entries import About, Cached, Entries, Lease
-from launcher.inputs.remote import Remote
 from launcher.settings import Settings, parse_share
 from launcher.store import layout
 from launcher.store.store import Store
@@ -34,6 +33,9 @@ from launcher.text import size as as_size
 from launcher.transfer import bulk
 from launcher.transfer import digest as digests
 from launcher.transfer.object_store import Missing, OnBytes
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
 class NodeCache:

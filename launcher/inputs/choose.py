@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -14,16 +14,17 @@ from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
-from launcher.inputs import remote, share
-from launcher.inputs.archives import is_archive
+from launcher.inputs import share
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
-from launcher.inputs.remote import Remote
 from launcher.inputs.selection import Selection
 from launcher.settings import Settings
 from launcher.store import tree as trees
 from launcher.store.store import Store
 from launcher.transfer.object_store import OnBytes
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
 @dataclass(frozen=True)
@@ -120,26 +121,9 @@ def _resolved(
     environ: Mapping[str, str],
     selection: Selection,
 ) -> Chosen:
-    ref = reference.parse(remote.local_path(text))
-    if ref.kind == "path":
-        folder = os.path.abspath(os.path.expanduser(ref.value))
-        if os.path.isfile(folder) and is_archive(folder):
-            return _from(remote.of_path(folder, selection, settings.store_timeout), text, mounts)
-        if not os.path.isdir(folder):
-            cause = (
-                "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
-            )
-            raise SourceNotFound(source=text, cause=cause)
-        try:
-            if not os.listdir(folder):
-                raise SourceNotFound(source=text, cause="the folder is empty")
-        except PermissionError as error:
-            raise AccessDenied(what=folder, cause=error.strerror) from error
-        if selection:
-            return _from(remote.of_path(folder, selection, settings.store_timeout), text, mounts)
-        return Chosen(text, mounts or (reference.parse(folder).mount_name,), folder=folder)
-    if ref.kind == "url":
-        return _from(remote.find(ref.value, selection, settings, environ), text, mounts)
+    ref = reference.parse(text)
+    if ref.kind in ("url", "path"):
+        return _not_stored(text, mounts, settings, environ, selection)
     found = store.resolve(ref).manifest
     own = (ref.mount_name,) if ref.mount_name == found.name or ref.kind != "id" else (ref.mount_name, found.name)
     if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
@@ -153,8 +137,32 @@ def _resolved(
     return Chosen(text, mounts or own, manifest=found, part=selection.text)
 
 
-def _from(found: Remote, text: str, mounts: tuple[str, ...]) -> Chosen:
-    return Chosen(text, mounts or (names.clean(found.name or "checkpoint"),), remote=found)
+def _not_stored(
+    text: str, mounts: tuple[str, ...], settings: Settings, environ: Mapping[str, str], selection: Selection
+) -> Chosen:
+    """A folder here, or what has to be fetched or unpacked first."""
+    from launcher.inputs import remote  # HTTP, archives and the hub cost some 30 ms of imports
+
+    found = remote.of_text(text, selection, settings, environ)
+    folder = os.path.abspath(os.path.expanduser(remote.local_path(text)))
+    if not found:
+        _check_folder(text, folder)
+    if not found and selection:
+        found = remote.of_path(folder, selection, settings.store_timeout)
+    if found:
+        return Chosen(text, mounts or (names.clean(found.name or "checkpoint"),), remote=found)
+    return Chosen(text, mounts or (reference.parse(folder).mount_name,), folder=folder)
+
+
+def _check_folder(text: str, folder: str) -> None:
+    if not os.path.isdir(folder):
+        cause = "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
+        raise SourceNotFound(source=text, cause=cause)
+    try:
+        if not os.listdir(folder):
+            raise SourceNotFound(source=text, cause="the folder is empty")
+    except PermissionError as error:
+        raise AccessDenied(what=folder, cause=error.strerror) from error
 
 
 def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...]:

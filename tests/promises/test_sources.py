@@ -355,6 +355,7 @@ def test_a_job_starts_from_the_hub_and_its_checkpoints_say_so(launcher: Launcher
     output = launcher("training", "run", "job", "-C", "hf://org/model@main", "--", "sh", "-c", job)
     assert '"architectures"' in output
     (stored,) = launcher.json("training", "checkpoints", "job")
+    assert "whole (transformers-pretrained)" in launcher("checkpoint", "verify", "hf://org/model")
     launcher("checkpoint", "push", "m", "--file", "hf://org/model")
     files = {file["path"]: file for file in launcher.json("checkpoint", "inspect", "m")["status"]["files"]}
     assert files["model.safetensors"]["sha256"] == hashlib.sha256(REPOSITORY["model.safetensors"]).hexdigest()
