@@ -42,6 +42,9 @@ class VersionBody(msgspec.Struct, frozen=True):
     name: str
 
 
+_VERSIONS = msgspec.json.Decoder(VersionBody)  # Made before any thread: msgspec's first decoding of a type is not safe.
+
+
 class _StoreFile(msgspec.Struct, frozen=True):
     schema: int
     writer: str = ""
@@ -319,7 +322,7 @@ class Store:
     def _body(self, key: str) -> VersionBody:
         body = call(lambda: self.place.get(key), self.timeout)
         try:
-            return msgspec.json.decode(body, type=VersionBody)
+            return _VERSIONS.decode(body)
         except msgspec.DecodeError as error:
             raise StoreError(store=self.url, cause=f"{key} is damaged ({error})") from error
 

@@ -103,7 +103,7 @@ def _text_mistake(tree: Tree, path: str) -> str | None:
 def shards(tree: Tree, index: str) -> dict[str, str]:
     """Tensor name to shard of a `*.index.json`. Raises ValueError with the reason, OSError."""
     try:
-        content = msgspec.json.decode(tree.read(index, 0, JSON_LIMIT), type=_Index)
+        content = _INDEXES.decode(tree.read(index, 0, JSON_LIMIT))
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{index} is no readable index of shards ({error})") from None
     if not content.weight_map or any("/" in shard for shard in content.weight_map.values()):
@@ -115,6 +115,9 @@ def shards(tree: Tree, index: str) -> dict[str, str]:
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
+
+
+_INDEXES = msgspec.json.Decoder(_Index)  # Made before any thread: msgspec's first decoding of a type is not safe.
 
 
 def _index_mistake(tree: Tree, index: str) -> str | None:
