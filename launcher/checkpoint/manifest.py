@@ -151,7 +151,7 @@ class _Head(msgspec.Struct):
     aborted: Any = None
 
 
-# Made once, before any thread: two threads that are the first to decode a type crash msgspec 0.22 (measured: a segmentation fault).
+# Made once, before any thread: two threads that are the first to decode a type crash msgspec 0.22 (a segmentation fault).
 _HEADS = msgspec.json.Decoder(_Head)
 _ABORTS = msgspec.json.Decoder(Abort)
 _MANIFESTS = msgspec.json.Decoder(Manifest)
