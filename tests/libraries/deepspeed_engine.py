@@ -11,6 +11,7 @@ import tiny
 import torch
 
 OUT = tiny.output()
+tiny.alone()
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # It would be compiled first, for a minute.
 deepspeed.init_distributed("gloo")
 
