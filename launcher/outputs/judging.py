@@ -123,7 +123,7 @@ class Judge:
         or no checkpoint."""
         if candidate.path == ROOT:
             return self._quiet_root(root, place, candidate)
-        found = candidates.files(candidate)
+        found = candidates.files(candidate, root.pulse)
         same = found == candidate.captured and not candidate.lost
         over = self.context.final and self.ended_well and candidate.captured is None  # Rotation is done as well.
         if not found or same or (candidate.leaving and not over):

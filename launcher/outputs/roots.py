@@ -52,6 +52,8 @@ class Root:
         self.path = os.path.realpath(path)
         self.label = label
         self.candidates: dict[str, Candidate] = {}
+        self.pulse: Callable[[], None] = lambda: None
+        """Called again and again while a large folder is walked, so that what is urgent need not wait."""
         self._job = f"{job}/{label}" if label else job
         self._emit = emit
         self._report = report
@@ -144,7 +146,7 @@ class Root:
         started = time.thread_time()
         found: dict[str, Seen] = {}
         owners: dict[str, str | None] = {}
-        for path, status in candidates.walk(self.path, unreadable=self._unreadable):
+        for path, status in candidates.walk(self.path, unreadable=self._unreadable, pulse=self.pulse):
             folder = path.rpartition("/")[0]
             if folder not in owners:
                 owners[folder] = candidates.of_file(path)
