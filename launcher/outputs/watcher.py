@@ -20,7 +20,7 @@ from launcher.checkpoint.judgement import Context, Judgement
 from launcher.errors import UnsafePath
 from launcher.events import Emit, event
 from launcher.outputs import candidates
-from launcher.outputs.candidates import Candidate
+from launcher.outputs.candidates import ROOT, Candidate
 from launcher.outputs.capture import Capture
 from launcher.outputs.filesystem import RUNGS, Place, Rung, probe
 from launcher.outputs.holding import Vanished
@@ -175,7 +175,11 @@ class Watcher:
             if self._stopping:
                 return
             for root in self._roots:
-                self._attend(root)
+                try:
+                    self._attend(root)
+                except Exception as error:
+                    self._report(root.name(ROOT), root.origin(ROOT), _reason(error))
+                    time.sleep(self._tick)
             self._keeper.sweep()
 
     def _pause(self) -> float:
@@ -263,12 +267,11 @@ class Watcher:
             candidate.dirty, candidate.changed = True, time.monotonic()
             return None
         except UnsafePath as error:
-            reason = error.text
-        except OSError as error:
-            reason = f"it cannot be read ({error.strerror})"
-        except Exception as error:
-            reason = f"it cannot be looked at ({type(error).__name__}: {error})"
-        candidate.dirty = False
+            reason, candidate.dirty = error.text, False
+        except Exception as error:  # Tried again later: a network file system has bad moments.
+            reason = _reason(error)
+            candidate.dirty = candidate.patient = True
+            candidate.changed = time.monotonic()
         path = file or candidate.path
         self._report(root.name(path), root.origin(path), reason)
         return None
@@ -284,6 +287,12 @@ class Watcher:
         self._reported[name, path] = reason
         text = f"Not collected: {path}: {reason}"
         self._emit(event("checkpoint-skipped", text, "warning", path=path, reason=reason))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"it cannot be read ({error.strerror})"
+    return f"it cannot be looked at ({type(error).__name__}: {error})"
 
 
 __all__ = ["Subject", "Watcher"]
