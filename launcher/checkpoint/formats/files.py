@@ -34,6 +34,8 @@ _JSON = re.compile(
     r"(.*[/_])?(config|state|map|tokens|tokenizer|vocab|template|metadata|model_index|results|modules)\.json", re.DOTALL
 )
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}\.(safetensors|bin)", re.DOTALL)
+INDEX = re.compile(r"(?P<stem>.*)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[^/.]+))?\.json", re.DOTALL)
+"""An index of shards: `model.safetensors.index.json`, of a variant `model.safetensors.index.fp16.json`."""
 _OTHER = (".txt", ".md", ".jinja", ".yaml", ".yml", ".py", ".bin", ".pkl", ".model")
 
 
@@ -51,21 +53,26 @@ def mistakes(tree: Tree, paths: Iterable[str] | None = None) -> list[str]:
             reasons.append(reason)
     reasons += _without_index(tree, chosen)
     for path in chosen:
-        if path.endswith(".safetensors.index.json") and not reasons and not replaced(tree, path):
+        if ".safetensors.index." in path and INDEX.fullmatch(path) and not reasons and not replaced(tree, path):
             reasons += uncovered(tree, path, headers)
     return reasons
 
 
 def _without_index(tree: Tree, paths: Iterable[str]) -> list[str]:
-    """The index that shards by their names must have: it is written last."""
-    indexes = {f"{match[1]}.{match[2]}.index.json" for match in map(_SHARD.fullmatch, paths) if match}
-    return [f"{index}, which names the shards, is not there" for index in sorted(indexes - tree.files.keys())]
+    """The index that shards by their names must have beside them: it is written last."""
+    indexed = {path.rpartition("/")[0] for path in tree.files if INDEX.fullmatch(path)}
+    shards = (match for match in map(_SHARD.fullmatch, paths) if match)
+    missing = {f"{match[1]}.{match[2]}.index.json" for match in shards if match[0].rpartition("/")[0] not in indexed}
+    return [f"{index}, which names the shards, is not there" for index in sorted(missing)]
 
 
 def replaced(tree: Tree, index: str) -> bool:
     """Whether an index is what an earlier, sharded save left beside a whole file (transformers leaves it, measured; its
     loaders take the file)."""
-    return index.removesuffix(".index.json") in tree.files
+    match = INDEX.fullmatch(index)
+    assert match
+    variant = f".{match['variant']}" if match["variant"] else ""
+    return f"{match['stem']}{variant}.{match['kind']}" in tree.files
 
 
 def _mistake(tree: Tree, path: str, headers: dict[str, safetensors.Header]) -> str | None:
@@ -75,7 +82,7 @@ def _mistake(tree: Tree, path: str, headers: dict[str, safetensors.Header]) -> s
         except ValueError as error:
             return str(error)
         return None
-    if path.endswith(".index.json"):
+    if INDEX.fullmatch(path):
         return None if replaced(tree, path) else _index_mistake(tree, path)
     if path.endswith(".json"):
         return json_mistake(tree, path, several=not _JSON.fullmatch(path))
