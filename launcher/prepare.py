@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import safety
+from launcher.checkpoint import formats, safety
 from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
@@ -116,6 +116,7 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
+    formats.load()
     verdict = folder.path / "logs" / "verdict.json"
     in_container = spec.runner == "docker"
     input_dir, output = _folders(spec, settings, environ, folder)
