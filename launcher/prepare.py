@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.checkpoint import safety
+from launcher.checkpoint import formats, safety
 from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
@@ -84,7 +84,9 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     chosen = choose.choose(spec.checkpoint, store, settings, environ)
     for each in chosen:
-        safety.enforce(choose.findings(each, store, settings), spec.pickles, each.text, emit)
+        findings = choose.findings(each, store, settings)
+        safety.refuse(findings, spec.pickles, each.text)
+        safety.warn(findings, spec.pickles, each.text, emit)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
 
 
@@ -118,6 +120,7 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
+    formats.load()
     verdict = folder.path / "logs" / "verdict.json"
     in_container = spec.runner == "docker"
     input_dir, output = _folders(spec, settings, environ, folder)

@@ -44,7 +44,8 @@ def push(
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
     paths.check_all(tree.files)
     found = safety.look(tree)
-    safety.enforce(found.findings, pickles, name, emit)
+    safety.refuse(found.findings, pickles, name)
+    safety.warn(found.findings, pickles, name, emit)
     store.prepare()
     identifier = new_id()
     with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,7 +18,11 @@ from launcher.inputs.cache import fetch_file
 from launcher.inputs.remote import RemoteTree, remote_tree
 from launcher.store import layout
 from launcher.store.store import Store
+from launcher.transfer.object_store import Entry, ObjectStore
 from launcher.transfer.places import open_place
+
+NEIGHBOURS = 10_000
+"""Objects of a folder among which a single one is looked for."""
 
 
 def verify(
@@ -41,8 +46,8 @@ def verify(
     if ref is None or ref.kind == "path":
         tree: Tree = open_tree(target)
     elif ref.kind == "url":
-        place = open_place(ref.value, timeout=timeout, environ=environ)
-        tree = remote_tree(place, tuple(place.list("")), timeout, threads, target)
+        place, entries = _listed(ref.value, timeout, environ)
+        tree = remote_tree(place, entries, timeout, threads, target)
     else:
         opened = store()
         manifest = opened.resolve(ref).manifest
@@ -67,6 +72,17 @@ def verify(
         "ready": msgspec.to_builtins(format.ready(tree) if format and judgement.whole else Ready()),
         "safety": {"findings": list(found.findings), "imports": list(found.imports)},
     }
+
+
+def _listed(url: str, timeout: float, environ: Mapping[str, str]) -> tuple[ObjectStore, list[Entry]]:
+    """What lies below a URL; where that is nothing, the object of this name beside its neighbours."""
+    place = open_place(url, timeout=timeout, environ=environ)
+    entries = list(place.list(""))
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if not entries and not folder.endswith("/"):
+        place = open_place(folder, timeout=timeout, environ=environ)
+        entries = [entry for entry in islice(place.list(""), NEIGHBOURS) if entry.key == name]
+    return place, entries
 
 
 def open_tree(path: str) -> Folder:

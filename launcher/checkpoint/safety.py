@@ -85,15 +85,23 @@ def _all(tree: Tree) -> Iterator[Found]:
     yield from _of_distributed(tree, stored)
 
 
-def enforce(findings: Iterable[str], policy: Policy, name: str, emit: Emit) -> None:
-    """Says by the checkpoint's name what was found, or raises UnsafePickle where the policy is deny."""
+def refuse(findings: Iterable[str], policy: Policy, name: str) -> None:
+    """Raises UnsafePickle where something was found and the policy is deny."""
     listed = list(findings)
-    if not listed or policy == "allow":
-        return
-    text = printable("; ".join(listed[:3]) + (f"; and {len(listed) - 3} more" if len(listed) > 3 else ""))
-    if policy == "deny":
-        raise UnsafePickle(name=name, cause=text)
-    emit(event("unsafe-pickle", f"{name}: loading its pickles may run code: {text}", "warning", findings=listed))
+    if listed and policy == "deny":
+        raise UnsafePickle(name=name, cause=_in_short(listed))
+
+
+def warn(findings: Iterable[str], policy: Policy, name: str, emit: Emit) -> None:
+    """Says by the checkpoint's name what was found, unless the policy is allow. Once for each checkpoint is the caller's part."""
+    listed = list(findings)
+    if listed and policy != "allow":
+        text = f"{name}: loading its pickles may run code: {_in_short(listed)}"
+        emit(event("unsafe-pickle", text, "warning", findings=listed))
+
+
+def _in_short(findings: list[str]) -> str:
+    return "; ".join(findings[:3]) + (f"; and {len(findings) - 3} more" if len(findings) > 3 else "")
 
 
 def known(name: Name) -> bool:

@@ -29,16 +29,17 @@ from launcher.text import duration
 from launcher.text import size as as_size
 
 
-def store_capture(
-    store: Store, capture: Capture, job: str, *, threads: int, pickles: Policy = "warn", emit: Emit
-) -> Checkpoint:
+def store_capture(store: Store, capture: Capture, job: str, *, threads: int, pickles: Policy = "warn") -> Checkpoint:
     """Uploads and commits one capture. Idempotent: its id is the checkpoint's, so a second time only finishes the first.
 
     Raises Changed (the files are others now), FileNotFoundError (they are gone), UnsafePickle, LauncherError.
     """
     tree = capture.tree()
     found = safety.look(tree)
-    safety.enforce(found.findings, pickles, capture.name, emit)
+    for path in capture.files if found.findings else ():
+        if not capture.unchanged(path, os.stat(os.path.join(capture.root, path), follow_symlinks=False)):
+            raise Changed(path)  # What was found is of another file.
+    safety.refuse(found.findings, pickles, capture.name)
     format = formats.by_name(capture.format)
     identifier = capture.id
     while True:
@@ -134,9 +135,7 @@ class Collector:
     def _store_one(self, capture: Capture) -> None:
         started = time.monotonic()
         try:
-            checkpoint = store_capture(
-                self._store, capture, self._job, threads=self._threads, pickles=self._pickles, emit=self._emit
-            )
+            checkpoint = store_capture(self._store, capture, self._job, threads=self._threads, pickles=self._pickles)
         except (Changed, FileNotFoundError) as error:
             captures.discard(capture.id, self._spool)
             reason = f"{os.path.basename(str(error.args[-1])) or 'a file'} was written again before it was stored"
@@ -159,6 +158,7 @@ class Collector:
             self.committed.append(checkpoint)
             self._on_committed(checkpoint)
             manifest = checkpoint.manifest
+            safety.warn(manifest.safety or (), self._pickles, manifest.name, self._emit)
             self._emit(
                 event(
                     "checkpoint-committed",

@@ -112,6 +112,7 @@ def test_a_url_by_its_headers_only(
     print(f"{size:,} bytes at the URL: {counting.bytes:,} read in {counting.requests} requests")
     assert counting.bytes < size / 50
 
+    assert verified(launcher, f"{url}/model.safetensors", 0)["format"] == "safetensors"
     place.upload(str(source / "config.json"), "model.safetensors", lambda count: None)
     assert not verified(launcher, url, 65)["whole"]
     launcher("checkpoint", "verify", url + "/nothing", code=66)

@@ -3,12 +3,13 @@
 | Kind | Whole |
 |---|---|
 | `*.safetensors` | header and size agree (see `safetensors`) |
-| `*.pt *.pth *.bin *.ckpt *.pkl`, any torch.save | zip directory, or the older stream's exact end (see `torch_save`) |
+| `*.pt *.pth *.ckpt`, `*.bin` of the libraries' names, any torch.save | zip directory, or the older stream's exact end |
+| `*.pkl` | as torch.save where it is one; else the pickle ends with the file |
 | `*.index.json` | every shard that it names is there and whole, and holds the tensors that it promises |
-| `*.json` | parses |
+| `*.json` | parses; of names that no library writes, several values behind each other too |
 | `*.gguf` | its tensors end where the file does (see `gguf`) |
 | `*.npz` | zip directory |
-| texts (tokenizers' vocabularies, templates, cards) | hold no NUL, which a lost block reads as; a cut cannot be told |
+| other `*.bin`, texts (vocabularies, templates, cards) | do not begin with zeros, as a lost block does; a cut cannot be told |
 
 A loader reads no more than this before the tensors themselves. Tensor data are never read, so that damage inside them is not
 seen here: digests see it once a checkpoint is stored.
@@ -24,10 +25,18 @@ import msgspec
 from launcher.checkpoint.formats import gguf, safetensors, torch_save
 from launcher.checkpoint.tree import JSON_LIMIT, Tree
 
-_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_TORCH = re.compile(
+    r".*\.(pt|pth|ckpt)|(.*/)?(pytorch_model|model|adapter_model|diffusion_pytorch_model|pytorch_lora_weights|optimizer|scheduler"
+    r"|sampler|dl_state_dict|training_args)[^/]*\.bin|(.*/)?(random_states|custom_checkpoint)_\d+\.pkl",
+    re.DOTALL,
+)
+_JSON = re.compile(
+    r"(.*[/_])?(config|state|map|tokens|tokenizer|vocab|template|metadata|model_index|results|modules)\.json", re.DOTALL
+)
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}\.(safetensors|bin)", re.DOTALL)
-_TEXT = (".txt", ".md", ".jinja", ".yaml", ".yml", ".py")
-_TEXT_LIMIT = 4 << 20
+INDEX = re.compile(r"(?P<stem>.*)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[^/.]+))?\.json", re.DOTALL)
+"""An index of shards: `model.safetensors.index.json`, of a variant `model.safetensors.index.fp16.json`."""
+_OTHER = (".txt", ".md", ".jinja", ".yaml", ".yml", ".py", ".bin", ".pkl", ".model")
 
 
 def mistakes(tree: Tree, paths: Iterable[str] | None = None) -> list[str]:
@@ -44,21 +53,26 @@ def mistakes(tree: Tree, paths: Iterable[str] | None = None) -> list[str]:
             reasons.append(reason)
     reasons += _without_index(tree, chosen)
     for path in chosen:
-        if path.endswith(".safetensors.index.json") and not reasons and not replaced(tree, path):
+        if ".safetensors.index." in path and INDEX.fullmatch(path) and not reasons and not replaced(tree, path):
             reasons += uncovered(tree, path, headers)
     return reasons
 
 
 def _without_index(tree: Tree, paths: Iterable[str]) -> list[str]:
-    """The index that shards by their names must have: it is written last."""
-    indexes = {f"{match[1]}.{match[2]}.index.json" for match in map(_SHARD.fullmatch, paths) if match}
-    return [f"{index}, which names the shards, is not there" for index in sorted(indexes - tree.files.keys())]
+    """The index that shards by their names must have beside them: it is written last."""
+    indexed = {path.rpartition("/")[0] for path in tree.files if INDEX.fullmatch(path)}
+    shards = (match for match in map(_SHARD.fullmatch, paths) if match)
+    missing = {f"{match[1]}.{match[2]}.index.json" for match in shards if match[0].rpartition("/")[0] not in indexed}
+    return [f"{index}, which names the shards, is not there" for index in sorted(missing)]
 
 
 def replaced(tree: Tree, index: str) -> bool:
     """Whether an index is what an earlier, sharded save left beside a whole file (transformers leaves it, measured; its
     loaders take the file)."""
-    return index.removesuffix(".index.json") in tree.files
+    match = INDEX.fullmatch(index)
+    assert match
+    variant = f".{match['variant']}" if match["variant"] else ""
+    return f"{match['stem']}{variant}.{match['kind']}" in tree.files
 
 
 def _mistake(tree: Tree, path: str, headers: dict[str, safetensors.Header]) -> str | None:
@@ -68,36 +82,36 @@ def _mistake(tree: Tree, path: str, headers: dict[str, safetensors.Header]) -> s
         except ValueError as error:
             return str(error)
         return None
-    if path.endswith(".index.json"):
+    if INDEX.fullmatch(path):
         return None if replaced(tree, path) else _index_mistake(tree, path)
     if path.endswith(".json"):
-        return json_mistake(tree, path)
+        return json_mistake(tree, path, several=not _JSON.fullmatch(path))
     if path.endswith(".gguf"):
         return gguf.mistake(tree, path)
     if path.endswith(".npz"):
         return torch_save.zip_mistake(tree, path)
     if path.endswith(".distcp"):
         return None  # torch.distributed.checkpoint's own: its .metadata says where it ends
-    if path.endswith(_TEXT):
-        return _text_mistake(tree, path)
-    if path.endswith(_TORCH) or torch_save.is_torch(tree, path):
+    if _TORCH.fullmatch(path) or torch_save.is_torch(tree, path):
         return torch_save.mistake(tree, path)
+    if path.endswith(".pkl") and tree.read(path, 0, 1) == b"\x80":
+        return torch_save.mistake(tree, path)
+    if path.endswith(_OTHER) and tree.files[path] and not any(tree.read(path, 0, 64)):
+        return f"{path} begins with zeros"
     return None
 
 
-def json_mistake(tree: Tree, path: str) -> str | None:
-    """Why a file is no JSON value, or None. Its structure is checked, no objects are made. Raises OSError."""
+def json_mistake(tree: Tree, path: str, *, several: bool = False) -> str | None:
+    """Why a file is no JSON value (or, with `several`, one or more), or None. No objects are made of it. Raises OSError."""
     if tree.files[path] > JSON_LIMIT:
         return None
     try:
         msgspec.json.decode(tree.read(path, 0, JSON_LIMIT), type=msgspec.Raw)
     except (msgspec.DecodeError, RecursionError) as error:
+        if several and "trailing characters" in str(error):
+            return None
         return f"{path} is no whole JSON ({error})"
     return None
-
-
-def _text_mistake(tree: Tree, path: str) -> str | None:
-    return f"{path} holds zeros instead of text" if b"\0" in tree.read(path, 0, _TEXT_LIMIT) else None
 
 
 def shards(tree: Tree, index: str) -> dict[str, str]:

@@ -121,6 +121,44 @@ def test_a_folder_of_thousands_is_judged_in_a_moment(written: Path, tmp_path: Pa
     )
 
 
+def test_files_of_others_beside_a_checkpoint_break_nothing(written: Path, tmp_path: Path) -> None:
+    """Whole stays whole beside JSON lines, other people's .bin and .pkl, and an empty marker."""
+    import pickle
+    import shutil
+
+    folder = tmp_path / "c"
+    shutil.copytree(written / "trainer", folder)
+    (folder / "log.json").write_text('{"step": 1}\n{"step": 2}\n')
+    (folder / "data.bin").write_bytes(b"\x01\x02other")
+    (folder / "rewards.pkl").write_bytes(pickle.dumps([1.5, 2.5]))
+    (folder / "old.pkl").write_bytes(pickle.dumps([1.5, 2.5], 0))
+    (folder / "many.pkl").write_bytes(pickle.dumps(list(range(1_500_000))))
+    (folder / "_SUCCESS").touch()
+    (folder / "vocab.txt").write_bytes(b"a\n\x00\nb\n")
+    judgement = formats.judge(Folder.scan(str(folder)))
+    assert judgement.whole, judgement.reasons
+
+
+def test_variants_are_weights_too(written: Path, tmp_path: Path) -> None:
+    """`model.fp16.safetensors`, and shards with `model.safetensors.index.fp16.json`."""
+    import shutil
+
+    for name, layout in (("single", "trainer"), ("sharded", "pretrained")):
+        shutil.copytree(written / layout, tmp_path / name)
+    single, sharded = tmp_path / "single", tmp_path / "sharded"
+    for path in single.iterdir():
+        if path.name not in ("config.json", "generation_config.json", "model.safetensors"):
+            path.unlink()
+    (single / "model.safetensors").rename(single / "model.fp16.safetensors")
+    index = sharded / "model.safetensors.index.json"
+    index.rename(sharded / "model.safetensors.index.fp16.json")
+    for folder in (single, sharded):
+        name, facts, _ = said(Folder.scan(str(folder)))
+        assert (name, facts.parameters) == ("transformers-pretrained", NUMBERS)
+    next(sharded.glob("model-*")).unlink()
+    assert not formats.judge(Folder.scan(str(sharded))).whole
+
+
 def test_what_the_world_size_proves(written: Path) -> None:
     tree = Folder.scan(str(written / "trainer-ranks"))
     assert formats.judge(tree, Context(2)).proven
