@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import secrets
-from launcher.checkpoint import safety
+from launcher.checkpoint import formats, safety
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
@@ -139,6 +139,7 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
+    formats.load()
     verdict = folder.path / "logs" / "verdict.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),

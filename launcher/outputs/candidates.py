@@ -27,6 +27,7 @@ _NAMED = re.compile(
 )
 
 
+_PULSE = 256
 _TEXT = (".json", ".jsonl", ".txt", ".log", ".csv", ".md", ".yaml", ".yml", ".py", ".html", ".png", ".jpg", ".jpeg")
 
 
@@ -102,12 +103,16 @@ def is_named(folders: list[str], depth: int) -> bool:
 
 
 def walk(
-    root: str, path: str = "", *, unreadable: Callable[[str, OSError], None] | None = None
+    root: str,
+    path: str = "",
+    *,
+    unreadable: Callable[[str, OSError], None] | None = None,
+    pulse: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Every file, link and special file below a folder of a watched folder, by its path below the latter.
 
     Links are not followed. What vanishes meanwhile is left out. `unreadable` is told of folders that cannot be read; without
-    it, OSError is raised.
+    it, OSError is raised. `pulse` is called every few hundred files: a large folder takes seconds.
     """
     pending = [path]
     while pending:
@@ -121,7 +126,9 @@ def walk(
                 raise
             unreadable(parent, error)
             continue
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if number % _PULSE == 0:
+                pulse()
             name = f"{parent}/{entry.name}" if parent else entry.name
             try:
                 if not entry.is_dir(follow_symlinks=False):
@@ -132,15 +139,15 @@ def walk(
                 continue
 
 
-def files(candidate: Candidate) -> dict[str, Identity]:
+def files(candidate: Candidate, pulse: Callable[[], None] = lambda: None) -> dict[str, Identity]:
     """The candidate's regular files and their identities, by path below its folder. Raises OSError."""
-    return dict(sorted(_regular(candidate)))
+    return dict(sorted(_regular(candidate, pulse)))
 
 
-def glance(candidate: Candidate) -> Seen:
+def glance(candidate: Candidate, pulse: Callable[[], None]) -> Seen:
     """What is there now, without keeping it. Raises OSError."""
     seen = Seen()
-    for path, identity in _regular(candidate):
+    for path, identity in _regular(candidate, pulse):
         seen = seen.plus(path, identity)
     return seen
 
@@ -150,7 +157,7 @@ def may_hold_tensors(paths: Iterable[str]) -> bool:
     return not all(path.endswith(_TEXT) for path in paths)
 
 
-def _regular(candidate: Candidate) -> Iterator[tuple[str, Identity]]:
+def _regular(candidate: Candidate, pulse: Callable[[], None]) -> Iterator[tuple[str, Identity]]:
     if candidate.path == ROOT:
         for entry in os.scandir(candidate.root):
             try:
@@ -161,6 +168,10 @@ def _regular(candidate: Candidate) -> Iterator[tuple[str, Identity]]:
                 yield entry.name, identity_of(status)
         return
     cut = len(candidate.path) + 1
-    for path, status in walk(candidate.root, candidate.path):
-        if stat.S_ISREG(status.st_mode) and of_file(path) == candidate.path:
+    folder, ours = "", False
+    for path, status in walk(candidate.root, candidate.path, pulse=pulse):
+        parent = path.rpartition("/")[0]
+        if parent != folder:
+            folder, ours = parent, of_file(path) == candidate.path
+        if ours and stat.S_ISREG(status.st_mode):
             yield path[cut:], identity_of(status)

@@ -94,6 +94,8 @@ class Judge:
             judgement = formats.judge(held, self.context)
             if not judgement.whole or not judgement.proven:
                 return
+            if root.is_leaving(candidate) or self._fewer(root, candidate, held):
+                return
             if held.identities != candidate.captured and (writer := held.open_writer()):
                 raise Busy(writer)
             if not self._obstacle(candidate, held, judgement):
@@ -123,7 +125,7 @@ class Judge:
         or no checkpoint."""
         if candidate.path == ROOT:
             return self._quiet_root(root, place, candidate)
-        found = candidates.files(candidate)
+        found = candidates.files(candidate, root.pulse)
         same = found == candidate.captured and not candidate.lost
         if not found or same or (candidate.leaving and not self._stays(candidate, found)):
             return self._half_deleted(candidate) if found and candidate.leaving and not same else None
@@ -143,6 +145,8 @@ class Judge:
                     judgement = Judgement("whole", "unknown")
             if not judgement.whole:
                 return judgement
+            if not self.context.final and root.is_leaving(candidate):
+                return None
             if obstacle := self._obstacle(candidate, held, judgement):
                 return Judgement("broken", judgement.format, (obstacle,))
             self._capture(root, place, candidate, held, judgement)
@@ -229,6 +233,15 @@ class Judge:
         if not self.context.final:
             candidate.patient = candidate.dirty = True
         return f"it may be between two saves: {doubtful[0]} is not of the same one as the rest"
+
+    def _fewer(self, root: Root, candidate: Candidate, held: Held) -> bool:
+        """Whether it has fewer files than a sibling had: rotation may have begun before its folder was watched, so that it
+        is looked at once more when it is quiet."""
+        parent, names = os.path.dirname(candidate.path), held.identities.keys()
+        return any(
+            each.captured and names < each.captured.keys() and os.path.dirname(each.path) == parent
+            for each in list(root.candidates.values())
+        )
 
     def _beyond(self, path: str) -> bool:
         """Whether the file is of a rank that this job does not have: an earlier job's, which had more."""

@@ -52,6 +52,8 @@ class Root:
         self.path = os.path.realpath(path)
         self.label = label
         self.candidates: dict[str, Candidate] = {}
+        self.pulse: Callable[[], None] = lambda: None
+        """Called again and again while a large folder is walked, so that what is urgent need not wait."""
         self._job = f"{job}/{label}" if label else job
         self._emit = emit
         self._report = report
@@ -59,6 +61,7 @@ class Root:
         self._inotify: Inotify | None = None
         self._network: str | None = None
         self._next_scan = 0.0
+        self._signs: list[Sign] = []
 
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -144,7 +147,7 @@ class Root:
         started = time.thread_time()
         found: dict[str, Seen] = {}
         owners: dict[str, str | None] = {}
-        for path, status in candidates.walk(self.path, unreadable=self._unreadable):
+        for path, status in candidates.walk(self.path, unreadable=self._unreadable, pulse=self.pulse):
             folder = path.rpartition("/")[0]
             if folder not in owners:
                 owners[folder] = candidates.of_file(path)
@@ -195,7 +198,18 @@ class Root:
 
     def read(self) -> list[Sign]:
         """Takes in the events since the last call."""
-        signs: list[Sign] = []
+        self._take_in()
+        signs, self._signs = self._signs, []
+        return signs
+
+    def is_leaving(self, candidate: Candidate) -> bool:
+        """Whether a file of it was deleted until now. Asked after its files were opened, this is certain where its folder is
+        watched: a file that was not found any more was deleted before, and its event is there."""
+        self._take_in()
+        return candidate.leaving
+
+    def _take_in(self) -> None:
+        signs = self._signs
         while self._inotify and (notices := self._inotify.read()):
             for notice in notices:
                 if notice.overflow:
@@ -205,7 +219,6 @@ class Root:
                     signs += self._folder(notice)
                 else:
                     signs += self._file(notice)
-        return signs
 
     def _file(self, notice: Notice) -> list[Sign]:
         path, mask = notice.path, notice.mask

@@ -20,7 +20,7 @@ from launcher.checkpoint.judgement import Context, Judgement
 from launcher.errors import UnsafePath
 from launcher.events import Emit, event
 from launcher.outputs import candidates
-from launcher.outputs.candidates import Candidate
+from launcher.outputs.candidates import ROOT, Candidate
 from launcher.outputs.capture import Capture
 from launcher.outputs.filesystem import RUNGS, Place, Rung, probe
 from launcher.outputs.holding import Vanished
@@ -68,6 +68,8 @@ class Watcher:
         self._roots += [
             Root(each, os.path.basename(os.path.abspath(each)), subject.job, emit, self._report) for each in also
         ]
+        for each in self._roots:
+            each.pulse = self._urgent
         self._places: dict[str, Place] = {}
         self._on_capture = on_capture
         self._keeper = Keeper(spool, emit)
@@ -84,6 +86,7 @@ class Watcher:
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._busy: list[tuple[float, float, Root, Sign]] = []
         """Looks to repeat: when (monotonic), the delay that led to it, where and why."""
+        self._hurrying = False
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -171,9 +174,12 @@ class Watcher:
             poll.poll(self._pause() * 1000)
             if self._stopping:
                 return
-            self._follow_again()
             for root in self._roots:
-                self._attend(root)
+                try:
+                    self._attend(root)
+                except Exception as error:
+                    self._report(root.name(ROOT), root.origin(ROOT), _reason(error))
+                    time.sleep(self._tick)
             self._keeper.sweep()
 
     def _pause(self) -> float:
@@ -191,8 +197,7 @@ class Watcher:
         if root.path not in self._places:
             self._attach(root, new=True)
             return
-        for sign in root.read():
-            self._follow(root, sign)
+        self._urgent()
         now = time.monotonic()
         if root.due(now):
             root.scan(self._tick)
@@ -200,6 +205,19 @@ class Watcher:
             quiet = self._judge.patience if candidate.patient else self._settle / 2
             if candidate.dirty and now - candidate.changed >= quiet:
                 self._safely(root, candidate, self._settled)
+
+    def _urgent(self) -> None:
+        """What must not wait, also in the middle of a walk through a large folder: events, and the looks they ask for."""
+        if self._hurrying:
+            return
+        self._hurrying = True
+        try:
+            self._follow_again()
+            for root in self._roots:
+                for sign in root.read():
+                    self._follow(root, sign)
+        finally:
+            self._hurrying = False
 
     def _follow(self, root: Root, sign: Sign, delay: float = _SOON) -> None:
         """Looks at what a sign points to; in a moment again, where the close that it tells of is not over yet."""
@@ -228,7 +246,7 @@ class Watcher:
 
     def _settled(self, root: Root, place: Place, candidate: Candidate) -> Judgement | None:
         """No event for half of the settle time: if the files have not changed for the other half either, look."""
-        seen = candidates.glance(candidate)
+        seen = candidates.glance(candidate, root.pulse)
         if seen != candidate.seen:
             root.differs(candidate, seen)
             return None
@@ -249,12 +267,11 @@ class Watcher:
             candidate.dirty, candidate.changed = True, time.monotonic()
             return None
         except UnsafePath as error:
-            reason = error.text
-        except OSError as error:
-            reason = f"it cannot be read ({error.strerror})"
-        except Exception as error:
-            reason = f"it cannot be looked at ({type(error).__name__}: {error})"
-        candidate.dirty = False
+            reason, candidate.dirty = error.text, False
+        except Exception as error:  # Tried again later: a network file system has bad moments.
+            reason = _reason(error)
+            candidate.dirty = candidate.patient = True
+            candidate.changed = time.monotonic()
         path = file or candidate.path
         self._report(root.name(path), root.origin(path), reason)
         return None
@@ -270,6 +287,12 @@ class Watcher:
         self._reported[name, path] = reason
         text = f"Not collected: {path}: {reason}"
         self._emit(event("checkpoint-skipped", text, "warning", path=path, reason=reason))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"it cannot be read ({error.strerror})"
+    return f"it cannot be looked at ({type(error).__name__}: {error})"
 
 
 __all__ = ["Subject", "Watcher"]

@@ -1,7 +1,7 @@
 """Many files from a place to this machine: parallel ranges, each verified before it counts.
 
 A unit is a block of 16 MiB or a whole smaller file. It is written at its place in the preallocated file while its digest is
-taken, and fetched again (twice at most) where the digest is another one than the manifest's. A file that is there already,
+taken, and fetched again (four times at most) where the digest is another one than the manifest's. A file that is there already,
 whole or begun, is read first: blocks whose digest is right are kept, so that after a crash a download goes on where it was.
 """
 
@@ -19,7 +19,7 @@ from launcher.transfer.digest import BLOCK, CHUNK, of_blocks
 from launcher.transfer.object_store import Moved, OnBytes, Readable
 from launcher.transfer.retry import call
 
-_TRIES = 3
+_TRIES = 5
 _TICK = 0.1
 _END = 1.0
 """Seconds that the threads get to end after a failure; one that waits for the network is left to itself."""

@@ -122,11 +122,13 @@ MATRIX: dict[str, tuple[Layout, ...]] = {
         *(_lightning(f"{how}-step={step}.ckpt", step) for how in ("renamed", "copied") for step in (2, 4, 6)),
         _lightning("last.ckpt", 6, rewritten=True),
         _lightning("last-v1.ckpt", 6, rewritten=True),
+        _lightning("lightning_logs", 6, rewritten=True),
     ),
     "deepspeed_engine": tuple(
-        Layout(f"global_step{step}", "deepspeed", "deepspeed", True, step, True) for step in (1, 2)
+        Layout(path, "deepspeed", "deepspeed", True, step, True)
+        for path, step in (("global_step1", 1), ("global_step2", 2), ("zero3/global_step1", 1))
     ),
-    "orbax_manager": tuple(Layout(str(step), "orbax", "orbax", resume=True) for step in (1, 2, 3)),
+    "orbax_manager": tuple(Layout(path, "orbax", "orbax", resume=True) for path in ("1", "2", "3", "flax")),
     "gguf_writer": (Layout("gguf", "gguf", "gguf", inference=True),),
 }
 """What each script of tests/libraries writes. Step -1: whatever its name says."""
@@ -253,14 +255,13 @@ def matrix(launcher: Launcher, runs: Iterable[Run]) -> list[Row]:
 
 def show(rows: list[Row]) -> str:
     """The matrix as a table, with what is wrong below."""
-    wide = max(len(f"{row.run}/{row.path}") for row in rows)
-    lines = [f"{'run/checkpoint':{wide}}  " + "  ".join(COLUMNS)]
-    for row in rows:
-        cells = ("yes" if row.proven.get(column) else "NO" for column in COLUMNS)
-        lines.append(
-            f"{row.run + '/' + row.path:{wide}}  " + "  ".join(f"{cell:{len(c)}}" for cell, c in zip(cells, COLUMNS))
-        )
-    lines += [f"  {row.run}/{row.path}: {each}" for row in rows for each in row.wrong]
+    labels = [f"{row.run}: {row.script} {row.path}" for row in rows]
+    wide = max(map(len, labels))
+    lines = [f"{'run: script checkpoint':{wide}}  " + "  ".join(COLUMNS)]
+    for row, label in zip(rows, labels):
+        cells = (f"{'yes' if row.proven.get(column) else 'NO':{len(column)}}" for column in COLUMNS)
+        lines.append(f"{label:{wide}}  {'  '.join(cells)}".rstrip())
+    lines += [f"  {label}: {each}" for row, label in zip(rows, labels) for each in row.wrong]
     counts = ", ".join(f"{sum(bool(row.proven.get(column)) for row in rows)} {column}" for column in COLUMNS)
     return "\n".join([*lines, f"{len(rows)} checkpoints: {counts}, {sum(bool(row.wrong) for row in rows)} wrong"])
 

@@ -4,7 +4,9 @@
 
 The writer is a process of its own: it truncates and rewrites file by file, with pauses between two files of a save that are
 up to half as long again as quiet needs, and longer ones between saves. Uploads run at 1 MB/s meanwhile. What an upload read
-to its end unchanged must be one state, byte by byte. `ext4` copies and links, `xfs` reflinks, `tmpfs` copies and holds.
+to its end unchanged must be one state, byte by byte. (A writer that the machine stopped between two files for as long as the
+watcher's patience cannot be told from one that is done: such a mix is counted as excused, at most one for each such
+stop.) `ext4` copies and links, `xfs` reflinks, `tmpfs` copies and holds.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ def write(output: str, seed: int, count: int, settle: float) -> None:
                 if cut < len(data):
                     time.sleep(chance.choice([0, 0.001, 0.005]))
                     file.write(data[cut:])
+            closed = time.monotonic()
             time.sleep(chance.choice([0, 0, 0, settle / 4, settle * 0.75]))
+            if time.monotonic() - closed > settle * 4:
+                print("stood still", flush=True)
 
     for step in range(1, count + 1):
         put(flat_file(seed, step))
@@ -69,20 +74,9 @@ def _run(folder: Path, rungs: tuple[Rung, ...], seed: int, count: int, settle: f
     watching = uploads.watching = Watching(
         folder / "output", spool=folder / "spool", rungs=rungs, settle=settle, on_capture=uploads.put
     )
-    command = [
-        sys.executable,
-        "-m",
-        "tests.campaigns.rewrites",
-        "--write",
-        watching.output,
-        "--count",
-        count,
-        "--seed",
-        seed,
-        "--settle",
-        settle,
-    ]
-    subprocess.run([str(word) for word in command], check=True, cwd=ROOT, timeout=3000)
+    words = ["--write", watching.output, "--count", count, "--seed", seed, "--settle", settle]
+    command = [sys.executable, "-m", "tests.campaigns.rewrites", *map(str, words)]
+    done = subprocess.run(command, check=True, cwd=ROOT, timeout=3000, stdout=subprocess.PIPE, text=True)
     watching.finish()
     uploads.drain()
     figures: Counter[str] = Counter(f"by {capture.how}" for capture in watching.captured)
@@ -91,7 +85,9 @@ def _run(folder: Path, rungs: tuple[Rung, ...], seed: int, count: int, settle: f
     states: dict[str, set[int]] = {"job": set(), f"job/{FLAT}": set()}
     for capture, content in uploads.committed:
         state = wanted.get(digest(content))
-        if state is None:
+        if state is None and capture.name == "job" and figures["excused"] < done.stdout.count("stood still"):
+            figures["excused"] += 1
+        elif state is None:
             violations.append(f"{capture.name} ({capture.how}) mixes states")
         else:
             states[capture.name].add(state)

@@ -8,6 +8,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import Trainer, TrainingArguments
 
 OUT = tiny.output()
+tiny.alone()
 
 
 def on_cpu(kind):

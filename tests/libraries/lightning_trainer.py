@@ -1,11 +1,15 @@
-"""Lightning: ModelCheckpoint with the newest two and last.ckpt, moved within a file system and from another one."""
+"""Lightning: ModelCheckpoint with the newest two and last.ckpt, moved within a file system and from another one, and where
+Lightning puts its checkpoint when it is not told a folder: below its log.
+"""
 
 import tempfile
+from pathlib import Path
 
 import lightning
 import tiny
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 
 class Module(lightning.LightningModule):
@@ -30,35 +34,51 @@ class Remember(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer, filepath):
         super()._save_checkpoint(trainer, filepath)
-        tiny.remember(filepath.rpartition("/")[2], model=trainer.lightning_module.state_dict())
+        name = (
+            "lightning_logs" if self.dirpath.startswith(str(tiny.output() / "lightning_logs")) else Path(filepath).name
+        )
+        tiny.remember(name, model=trainer.lightning_module.state_dict())
 
 
-def fit(name):
-    """Trains, and keeps the newest two checkpoints and the last one."""
-    keep = Remember(
-        dirpath=tiny.output(),
-        filename=name + "-{step}",
-        every_n_train_steps=2,
-        save_top_k=2,
-        monitor="step",
-        mode="max",
-        save_last=True,
+def flat(name):
+    """The newest two checkpoints and the last one, straight in the output directory."""
+    fit(
+        Remember(
+            dirpath=tiny.output(),
+            filename=name + "-{step}",
+            every_n_train_steps=2,
+            save_top_k=2,
+            monitor="step",
+            mode="max",
+            save_last=True,
+        ),
+        logger=False,
     )
+
+
+def below_log():
+    """The newest checkpoint, in `lightning_logs/version_0/checkpoints`."""
+    fit(Remember(every_n_train_steps=2), logger=CSVLogger(tiny.output()), log_every_n_steps=1)
+
+
+def fit(checkpoints, **arguments):
+    """Six steps of training."""
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=tiny.processes(),
         strategy="ddp" if tiny.processes() > 1 else "auto",
         max_steps=6,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[keep],
+        callbacks=[checkpoints],
+        **arguments,
     )
     trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(24, 16), batch_size=2))
 
 
 if __name__ == "__main__":
-    fit("renamed")  # Lightning writes in the folder for temporary files, and moves: by a rename where it can,
+    flat("renamed")  # Lightning writes in the folder for temporary files, and moves: by a rename where it can,
     tempfile.tempdir = "/dev/shm"
-    fit("copied")  # else by a copy, in place.
+    flat("copied")  # else by a copy, in place.
+    below_log()
     tiny.leave()

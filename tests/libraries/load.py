@@ -129,7 +129,7 @@ def full_state(folder):
 def lightning_module(folder):
     from lightning_trainer import Module
 
-    (path,) = folder.iterdir()
+    (path,) = folder.rglob("*.ckpt")
     return {"model": Module.load_from_checkpoint(path, map_location="cpu").state_dict()}
 
 
@@ -146,6 +146,13 @@ def orbax_step(folder):
 
     with ocp.StandardCheckpointer() as checkpointer:
         return {"params": checkpointer.restore(folder.resolve() / "default")["params"]}
+
+
+def orbax_params(folder):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        return {"params": checkpointer.restore(folder.resolve() / "params")}
 
 
 def gguf_file(folder):
@@ -167,7 +174,7 @@ LOADERS = {
     "fsdp_state": {"*-sharded*": merged_shards, "state-full": full_state, "trainer-full/*": causal_model},
     "lightning_trainer": {"*": lightning_module},
     "deepspeed_engine": {"*": zero},
-    "orbax_manager": {"*": orbax_step},
+    "orbax_manager": {"flax": orbax_params, "*": orbax_step},
     "gguf_writer": {"*": gguf_file},
 }
 """The loader of each checkpoint by a pattern of its name, for each script."""

@@ -1,4 +1,4 @@
-"""Orbax's CheckpointManager with jax on the CPU: one folder for each step, committed by a rename."""
+"""Orbax with jax on the CPU: CheckpointManager's folder for each step, committed by a rename, and one checkpoint deeper."""
 
 import os
 
@@ -17,3 +17,7 @@ if tiny.rank() == 0:
             manager.save(step, args=ocp.args.StandardSave(state))
             manager.wait_until_finished()
             tiny.remember(str(step), params=state["params"])
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = {"w": jnp.arange(6.0)}
+        checkpointer.save(OUT.resolve() / "flax" / "params", params)
+        tiny.remember("flax", params=params)

@@ -8,6 +8,7 @@ written to $REFERENCE/SCRIPT, so that what is loaded later can be compared. They
 import hashlib
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def rank() -> int:
 def processes() -> int:
     """Processes of the job."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def alone() -> None:
+    """Lets a script that needs a process group run without torchrun as well, as its only process."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(address, RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
 
 
 def remember(checkpoint, **parts) -> None:

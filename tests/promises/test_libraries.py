@@ -17,7 +17,7 @@ RUNS = (
 )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_what_every_library_writes_is_collected_whole_and_loads_again_with_equal_tensors(launcher: Launcher) -> None:
     rows = matrix(launcher, RUNS)
     print(show(rows))

@@ -352,3 +352,20 @@ def test_lost_events_are_made_up_for_by_a_scan(output: Path) -> None:
     assert watching.finish() == []
     assert "watch-overflow" in [event.kind for event in watching.events]
     assert watching.names == ["job/checkpoint-1", "job/checkpoint-2"]
+
+
+def test_a_large_folder_of_outputs_delays_no_capture(output: Path) -> None:
+    """Walking thousands of files takes longer than a checkpoint may live: events are seen to in between."""
+    watching = Watching(output, settle=0.1)
+    for number in range(6_000):
+        if number % 1500 == 0:
+            (output / "records" / f"part-{number}").mkdir(parents=True)
+        (output / "records" / f"part-{number // 1500 * 1500}" / f"{number}.json").write_text("{}")
+    for step in range(1, 11):  # Each change makes the large folder to be walked again.
+        (output / "records" / "part-0" / "last.json").write_text(str(step))
+        time.sleep(0.1)
+        save_trainer(output / f"checkpoint-{step}", 1, step)
+        watching.wait(f"job/checkpoint-{step}")
+        shutil.rmtree(output / f"checkpoint-{step}")
+    assert watching.finish() == []
+    assert watching.names == [f"job/checkpoint-{step}" for step in range(1, 11)]

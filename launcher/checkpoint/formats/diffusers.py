@@ -7,6 +7,8 @@ that training examples write with accelerate's hooks (`checkpoint-500/unet/…`)
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from launcher.checkpoint.formats import files, safetensors
@@ -16,17 +18,14 @@ from launcher.checkpoint.tree import Tree, below, read_object, text_of
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
-_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-_ENDINGS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(\.[^/.]+)?\.(safetensors|bin)", re.DOTALL)
 _PARTS = ("scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json", CONFIG)
 
 
 def weights(tree: Tree) -> list[str]:
     """The weights files, or their index, directly in a folder; variants (`….fp16.safetensors`) count."""
     return [
-        path
-        for path in tree.files
-        if "/" not in path and path.startswith(_NAMES) and path.endswith(_ENDINGS) and "-of-" not in path
+        path for path in tree.files if "/" not in path and (_WEIGHTS.fullmatch(path) or files.INDEX.fullmatch(path))
     ]
 
 

@@ -34,6 +34,8 @@ _JSON = re.compile(
     r"(.*[/_])?(config|state|map|tokens|tokenizer|vocab|template|metadata|model_index|results|modules)\.json", re.DOTALL
 )
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}\.(safetensors|bin)", re.DOTALL)
+INDEX = re.compile(r"(?P<stem>.*)\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>[^/.]+))?\.json", re.DOTALL)
+"""An index of shards: `model.safetensors.index.json`, of a variant `model.safetensors.index.fp16.json`."""
 _OTHER = (".txt", ".md", ".jinja", ".yaml", ".yml", ".py", ".bin", ".pkl", ".model")
 
 
@@ -51,21 +53,26 @@ def mistakes(tree: Tree, paths: Iterable[str] | None = None) -> list[str]:
             reasons.append(reason)
     reasons += _without_index(tree, chosen)
     for path in chosen:
-        if path.endswith(".safetensors.index.json") and not reasons and not replaced(tree, path):
+        if ".safetensors.index." in path and INDEX.fullmatch(path) and not reasons and not replaced(tree, path):
             reasons += uncovered(tree, path, headers)
     return reasons
 
 
 def _without_index(tree: Tree, paths: Iterable[str]) -> list[str]:
-    """The index that shards by their names must have: it is written last."""
-    indexes = {f"{match[1]}.{match[2]}.index.json" for match in map(_SHARD.fullmatch, paths) if match}
-    return [f"{index}, which names the shards, is not there" for index in sorted(indexes - tree.files.keys())]
+    """The index that shards by their names must have beside them: it is written last."""
+    indexed = {path.rpartition("/")[0] for path in tree.files if INDEX.fullmatch(path)}
+    shards = (match for match in map(_SHARD.fullmatch, paths) if match)
+    missing = {f"{match[1]}.{match[2]}.index.json" for match in shards if match[0].rpartition("/")[0] not in indexed}
+    return [f"{index}, which names the shards, is not there" for index in sorted(missing)]
 
 
 def replaced(tree: Tree, index: str) -> bool:
     """Whether an index is what an earlier, sharded save left beside a whole file (transformers leaves it, measured; its
     loaders take the file)."""
-    return index.removesuffix(".index.json") in tree.files
+    match = INDEX.fullmatch(index)
+    assert match
+    variant = f".{match['variant']}" if match["variant"] else ""
+    return f"{match['stem']}{variant}.{match['kind']}" in tree.files
 
 
 def _mistake(tree: Tree, path: str, headers: dict[str, safetensors.Header]) -> str | None:
@@ -75,7 +82,7 @@ def _mistake(tree: Tree, path: str, headers: dict[str, safetensors.Header]) -> s
         except ValueError as error:
             return str(error)
         return None
-    if path.endswith(".index.json"):
+    if INDEX.fullmatch(path):
         return None if replaced(tree, path) else _index_mistake(tree, path)
     if path.endswith(".json"):
         return json_mistake(tree, path, several=not _JSON.fullmatch(path))
@@ -110,7 +117,7 @@ def json_mistake(tree: Tree, path: str, *, several: bool = False) -> str | None:
 def shards(tree: Tree, index: str) -> dict[str, str]:
     """Tensor name to shard of a `*.index.json`. Raises ValueError with the reason, OSError."""
     try:
-        content = msgspec.json.decode(tree.read(index, 0, JSON_LIMIT), type=_Index)
+        content = _INDEXES.decode(tree.read(index, 0, JSON_LIMIT))
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{index} is no readable index of shards ({error})") from None
     if not content.weight_map or any("/" in shard for shard in content.weight_map.values()):
@@ -122,6 +129,9 @@ def shards(tree: Tree, index: str) -> dict[str, str]:
 
 class _Index(msgspec.Struct):
     weight_map: dict[str, str]
+
+
+_INDEXES = msgspec.json.Decoder(_Index)  # Made before any thread: msgspec's first decoding of a type is not safe.
 
 
 def _index_mistake(tree: Tree, index: str) -> str | None:

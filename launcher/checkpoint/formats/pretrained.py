@@ -7,6 +7,8 @@ over: quiet has to. A stale index beside a whole model.safetensors means nothing
 
 from __future__ import annotations
 
+import re
+
 from launcher.checkpoint.formats import files, safetensors, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
@@ -27,6 +29,7 @@ BESIDE = frozenset(
 """What lies beside the weights and belongs to the model."""
 _COMPANION = "generation_config.json"
 """Never written without config.json: a model beside it has lost its configuration."""
+_VARIANT = re.compile(r"(model|pytorch_model)\.[^/.]+\.(safetensors|bin)")
 _SHARD = ("model-", "pytorch_model-")
 
 
@@ -35,15 +38,15 @@ def weights(tree: Tree) -> tuple[list[str], list[str]]:
     for name in SINGLE:
         if name in tree.files:
             return [name], []
-    for index in INDEXES:
-        if index not in tree.files:
-            continue
+    indexes = [index for index in INDEXES if index in tree.files]
+    for index in indexes or [path for path in tree.files if files.INDEX.fullmatch(path)]:
         try:
             shards = sorted(set(files.shards(tree, index).values()))
         except (ValueError, OSError) as error:
             return [], [str(error)]
         return [*shards, index], [f"{shard} is not there" for shard in shards if shard not in tree.files]
-    return [], ["no weights are there"]
+    variants = [path for path in tree.files if _VARIANT.fullmatch(path)]
+    return variants, [] if variants else ["no weights are there"]
 
 
 def model_facts(tree: Tree) -> Facts:

@@ -139,6 +139,26 @@ def test_files_of_others_beside_a_checkpoint_break_nothing(written: Path, tmp_pa
     assert judgement.whole, judgement.reasons
 
 
+def test_variants_are_weights_too(written: Path, tmp_path: Path) -> None:
+    """`model.fp16.safetensors`, and shards with `model.safetensors.index.fp16.json`."""
+    import shutil
+
+    for name, layout in (("single", "trainer"), ("sharded", "pretrained")):
+        shutil.copytree(written / layout, tmp_path / name)
+    single, sharded = tmp_path / "single", tmp_path / "sharded"
+    for path in single.iterdir():
+        if path.name not in ("config.json", "generation_config.json", "model.safetensors"):
+            path.unlink()
+    (single / "model.safetensors").rename(single / "model.fp16.safetensors")
+    index = sharded / "model.safetensors.index.json"
+    index.rename(sharded / "model.safetensors.index.fp16.json")
+    for folder in (single, sharded):
+        name, facts, _ = said(Folder.scan(str(folder)))
+        assert (name, facts.parameters) == ("transformers-pretrained", NUMBERS)
+    next(sharded.glob("model-*")).unlink()
+    assert not formats.judge(Folder.scan(str(sharded))).whole
+
+
 def test_what_the_world_size_proves(written: Path) -> None:
     tree = Folder.scan(str(written / "trainer-ranks"))
     assert formats.judge(tree, Context(2)).proven
