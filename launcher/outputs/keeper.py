@@ -11,6 +11,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ class Keeper:
         self._holding: dict[str, dict[str, int]] = {}
         self._queue: queue.SimpleQueue[tuple[Held, list[str], Place, bool, Done] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._next_sweep = 0.0
         self._told: set[str] = set()
 
     def keep(self, held: Held, paths: Sequence[str], place: Place, *, in_place: bool, done: Done) -> None:
@@ -67,7 +69,10 @@ class Keeper:
         self._queue.put((held.moved(), list(paths), place, in_place, done))
 
     def sweep(self) -> None:
-        """Closes the descriptors of captures that were stored or given up."""
+        """Closes the descriptors of captures that were stored or given up. Cheap: looks once a second."""
+        if time.monotonic() < self._next_sweep:
+            return
+        self._next_sweep = time.monotonic() + 1
         for identifier in [each for each in self._holding if not (self._spool / each).exists()]:
             for fd in self._holding.pop(identifier).values():
                 os.close(fd)
