@@ -26,6 +26,7 @@ _LONGEST_WAIT = 60.0
 _PASSING = frozenset(
     {
         "BadDigest",
+        "ExpiredPresignRequest",
         "ExpiredToken",
         "IncompleteBody",
         "RequestExpired",

@@ -1,8 +1,10 @@
 """The one retry policy: what is tried again, how often, for how long.
 
-Tried again: StoreUnavailable, which the engines raise for 429, 5xx, time-outs, resets and short bodies. Everything else
-(403, 404, no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full
-jitter, or are what the server asked for (Retry-After).
+Tried again: StoreUnavailable, which the engines raise for 408, 429, 5xx (but 501), time-outs, resets, stalled and short
+bodies, bodies that the server found damaged, and expired signatures (the next attempt signs anew). Everything else (403, 404,
+no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full jitter, or are what the server asked
+for (Retry-After, at most 60 s). An operation is given up when it has failed for `timeout` seconds; one that brings bytes
+begins its time anew.
 """
 
 from __future__ import annotations
