@@ -51,10 +51,15 @@ class Refused(Exception):
 
 
 class Connections:
-    """Kept connections, lent to one request at a time. `timeout`: seconds without a byte after which one is cut."""
+    """Kept connections, lent to one request at a time.
 
-    def __init__(self, *, timeout: float) -> None:
+    `timeout`: seconds without a byte after which one is cut. `answer`: seconds from a request's last byte to the answer's
+    first, where a server may need longer, as to store what it was sent.
+    """
+
+    def __init__(self, *, timeout: float, answer: float = 0.0) -> None:
         self._timeout = timeout
+        self._answer = max(timeout, answer)
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
@@ -76,12 +81,12 @@ class Connections:
             with broken(url):
                 try:
                     reused = connection.sock is not None
-                    response = _send(connection, method, target, headers, body)
+                    response = self._send(connection, method, target, headers, body)
                 except (http.client.RemoteDisconnected, ConnectionError):
                     if not reused:
                         raise
                     connection.close()  # The server had closed the kept connection meanwhile.
-                    response = _send(connection, method, target, headers, body)
+                    response = self._send(connection, method, target, headers, body)
             yield response
             keep = response.isclosed() or response.length == 0
             response.close()
@@ -92,6 +97,21 @@ class Connections:
             else:
                 connection.close()
 
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Body | bytes,
+    ) -> http.client.HTTPResponse:
+        connection.request(method, target, body if isinstance(body, bytes) else iter(body()), headers=dict(headers))
+        sock = connection.sock
+        sock.settimeout(self._answer)
+        response = connection.getresponse()
+        sock.settimeout(self._timeout)
+        return response
+
     def _take(self, place: tuple[str, str]) -> http.client.HTTPConnection:
         with self._lock:
             if idle := self._idle.get(place):
@@ -99,13 +119,6 @@ class Connections:
             if place[0] == "https":
                 self._tls = self._tls or ssl.create_default_context()
             return addresses.connection(*place, timeout=self._timeout, tls=self._tls)
-
-
-def _send(
-    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: Body | bytes
-) -> http.client.HTTPResponse:
-    connection.request(method, target, body if isinstance(body, bytes) else iter(body()), headers=dict(headers))
-    return connection.getresponse()
 
 
 @contextlib.contextmanager

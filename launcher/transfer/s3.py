@@ -60,7 +60,7 @@ class Uploads:
         self._bucket, self._prefix, self._region = bucket, prefix, region
         self._keys = keys
         self._timeout = timeout
-        self._connections = Connections(timeout=stalled)
+        self._connections = Connections(timeout=stalled, answer=timeout)
         self._crc32 = True
         """Whether the server knows CRC-32, as far as it was asked."""
 
@@ -121,18 +121,27 @@ class Uploads:
         )
         body = f"<CompleteMultipartUpload>{entries}</CompleteMultipartUpload>".encode()
 
-        def attempt() -> None:
-            with self._ask("POST", key, {"uploadId": upload}, {}, body) as response:
-                text = _text(response, self._bucket)
-            if "<CompleteMultipartUploadResult" not in text:  # S3 may say 200, and in the body that it failed.
-                raise StoreUnavailable(store=self._url(key), cause=_field(text, "Code") or "no result")
+        size = sum(part.size for part in parts)
+        lost = False
 
-        try:
-            call(attempt, self._timeout)
-        except Gone:
-            # Where the answer to an earlier attempt was lost, the object is there.
-            if self._size(key) != sum(part.size for part in parts):
+        def attempt() -> None:
+            nonlocal lost
+            try:
+                with self._ask("POST", key, {"uploadId": upload}, {}, body) as response:
+                    text = _text(response, self._bucket)
+                if "<CompleteMultipartUploadResult" not in text:  # S3 may say 200, and in the body that it failed.
+                    raise StoreUnavailable(store=self._url(key), cause=_field(text, "Code") or "no result")
+            except StoreUnavailable:
+                lost = True
                 raise
+            except (Gone, Refused) as refused:
+                if self._size(key) == size:
+                    return  # By an attempt before, whose answer was lost, or by another process.
+                if lost and isinstance(refused, Refused):  # An attempt before may be at work on the server still.
+                    raise StoreUnavailable(store=self._url(key), cause=str(refused)) from refused
+                raise
+
+        call(attempt, self._timeout)
 
     def parts(self, key: str, upload: str) -> dict[int, Part]:
         """What the server has of an upload, by number from 1."""
