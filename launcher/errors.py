@@ -9,10 +9,12 @@
     │   └── SourceNotFound                a path or URL that should hold a checkpoint
     ├── InvalidDataError             65
     │   ├── ManifestInvalid
+    │   ├── ObjectDamaged                 a name's version, a tombstone or a pin of the store
     │   ├── DigestMismatch
     │   ├── UnsafePath
     │   ├── ArchiveRefused                damaged, or with members that no checkpoint has
     │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
     ├── StoreError                   69
     │   ├── StoreUnavailable              retryable
@@ -117,6 +119,14 @@ class ManifestInvalid(InvalidDataError):
     default_hint = "Nothing was read from it. `launcher checkpoint list` shows the other checkpoints."
 
 
+class ObjectDamaged(InvalidDataError):
+    """A small object of the store (a name's version, a tombstone, a pin) is not what the launcher wrote."""
+
+    kind = "object-damaged"
+    message = "The object {key} of the store is damaged: {cause}."
+    default_hint = "`launcher checkpoint check` names everything that is damaged; other versions (NAME@vN) can be read."
+
+
 class DigestMismatch(InvalidDataError):
     """Bytes read differ from the digest in the manifest."""
 
@@ -145,6 +155,16 @@ class FormatBroken(InvalidDataError):
 
     kind = "format-broken"
     message = "{source} is not a whole checkpoint: {cause}."
+
+
+class UnsafePickle(InvalidDataError):
+    """The pickles of a checkpoint hold what is not known to be harmless, and --pickles deny refuses that."""
+
+    kind = "unsafe-pickle"
+    message = "{name} is refused by --pickles deny: {cause}."
+    default_hint = (
+        "`launcher checkpoint verify` lists what it would import. Where you trust its writer: --pickles warn, or allow."
+    )
 
 
 class InputChanged(InvalidDataError):

@@ -39,6 +39,7 @@ def event(kind: str, text: str, level: Level = "info", **facts: Any) -> Event:
 
 
 _URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s:]*:[^/@\s]+@", re.I)
+_SIGNED = re.compile(r"(?P<name>[?&](?:X-Amz-\w+|X-Goog-\w+|sig|signature|token|key|password)=)[^&\s\"']+", re.I)
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_KEY|PRIVATE_KEY", re.I)
 _SECRET_ARGUMENT = re.compile(r"(?P<name>--?[\w-]*(?:token|secret|passw|api[-_]?key)[\w-]*=)\S+", re.I)
 _SECRET_FLAG = re.compile(r"--?[\w-]*(?:token|secret|password|api[-_]?key)[\w-]*", re.I)
@@ -52,15 +53,17 @@ class Redactor:
         self._values = re.compile("|".join(map(re.escape, kept))) if kept else None
 
     @classmethod
-    def of_environment(cls, env: dict[str, str]) -> Redactor:
-        """A redactor of the values of variables whose names say that they are secret."""
-        return cls(value for name, value in env.items() if _SECRET_NAME.search(name))
+    def of_environment(cls, env: dict[str, str], others: Iterable[str] = ()) -> Redactor:
+        """A redactor of the values of variables whose names say that they are secret, and of other values."""
+        return cls([*(value for name, value in env.items() if _SECRET_NAME.search(name)), *others])
 
     def text(self, text: str) -> str:
-        """`text` without secret values and without passwords in URLs."""
+        """`text` without secret values, and without passwords and signatures in URLs."""
         if self._values:
             text = self._values.sub("***", text)
-        return _URL_PASSWORD.sub(r"\g<scheme>***@", text) if "://" in text else text
+        if "://" not in text:
+            return text
+        return _SIGNED.sub(r"\g<name>***", _URL_PASSWORD.sub(r"\g<scheme>***@", text))
 
     def command(self, command: Iterable[str]) -> list[str]:
         """A command line without secret values; `--token X` and `--api-key=X` lose theirs whatever it is."""

@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from launcher.errors import AccessDenied, LocalResourceError, TooFewAccelerators, UsageError
+from launcher import secrets
+from launcher.checkpoint import safety
+from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
-from launcher.inputs.cache import NodeCache
+from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
-from launcher.inputs.entries import Lease
+from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, library_caches, probe
+from launcher.inputs.selection import Selection
+from launcher.inputs.view import View
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
+from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, torchrun
 from launcher.runners.accelerators import detect
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
+from launcher.store import protection
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
 
-RUNGS = ("bind", "userns", "landlock", "permissions", "none")
+Rung = TypeVar("Rung", bound=str)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Checked:
     commit: str
     python: str
     client: Any = None
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables of the job that are secrets: given to it, written nowhere."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +62,26 @@ class Prepared:
     env: dict[str, str]
     work_dir: str
     output: str
-    mounts: tuple[tuple[str, str], ...]
-    hide: tuple[str, ...]
-    rungs: tuple[str, ...]
+    protection: Protection
     provided: tuple[Provided, ...]
     spool: Path
+    watch: tuple[str, ...]
+    capture: tuple[filesystem.Rung, ...]
     verdict: Path
-    leases: tuple[Lease, ...] = field(default=(), compare=False)
+    leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
+
+    @property
+    def mounts(self) -> tuple[tuple[str, str], ...]:
+        """(folder on this machine, path at which the job finds it)."""
+        return self.protection.mounts
 
 
 def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
     """Everything that can be known before anything long starts. Raises the error of what is wrong."""
     device, extra = _device(spec, environ, emit)
+    hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
     commit = ""
     if spec.repository_url:
         commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
@@ -78,8 +93,13 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
-    chosen = choose.choose(spec.checkpoint, store, settings, environ)
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client)
+    selection = Selection(spec.include, spec.exclude, spec.only)
+    chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
+    for each in chosen:
+        findings = choose.findings(each, store, settings)
+        safety.refuse(findings, spec.pickles, each.text)
+        safety.warn(findings, spec.pickles, each.text, emit)
+    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, hidden)
 
 
 def prepare(
@@ -90,22 +110,29 @@ def prepare(
     folder: JobFolder,
     checked: Checked,
     emit: Emit,
+    *,
+    stop: Callable[[], None],
 ) -> Prepared:
-    """Provides the inputs and the folders. What it makes lies in the job folder and the node cache."""
+    """Provides the inputs and the folders. What it makes lies in the job folder and the node cache.
+
+    `stop` is called often during a download, and raises to end it; what has come is kept for the next one.
+    """
     cache = NodeCache.open(settings, emit)
-    provided = []
+    in_container = spec.runner == "docker"
+    input_dir, output = _folders(spec, settings, environ, folder)
+    ways = _rungs("input-guard", settings.input_guard, RUNGS)
+    possible = functools.cache(lambda: probe(ways, folder.path))
     for chosen in checked.chosen:
-        with Progress(f"Fetching {chosen.text}", chosen.size, emit) as progress:
-            provided.append(choose.provide(chosen, store, cache, progress.add))
-        emit(
-            event(
-                "input-ready",
-                f"Input {chosen.names[0]}: {as_size(chosen.size) if chosen.size else provided[-1].path}"
-                f" ready in {duration(progress.seconds)}",
-                name=chosen.names[0],
-                seconds=round(progress.seconds, 3),
-            )
-        )
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
+    provided = _provide(
+        spec, checked, store, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
+    )
     work_dir = checked.work_dir
     if spec.repository_url:
         work_dir = str(folder.path / "source")
@@ -113,8 +140,6 @@ def prepare(
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
     verdict = folder.path / "logs" / "verdict.json"
-    in_container = spec.runner == "docker"
-    input_dir, output = _folders(spec, settings, environ, folder)
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
@@ -122,13 +147,14 @@ def prepare(
         "LAUNCHER_JOB_ID": folder.id,
         "LAUNCHER_VERDICT": f"{docker.LOGS}/verdict.json" if in_container else str(verdict),
     }
-    mounts = []
-    for each in provided:
-        for name in each.chosen.names:
-            target = os.path.join(env["FLEXAI_INPUT_CHECKPOINT_DIR"], name)
-            if not in_container:
-                _empty_folder(target)
-            mounts.append((each.path, target))
+    mounts = tuple(
+        (each.path, os.path.join(env["FLEXAI_INPUT_CHECKPOINT_DIR"], name))
+        for each in provided
+        for name in each.chosen.names
+    )
+    if not in_container:
+        for _, target in mounts:
+            _empty_folder(target)
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
@@ -140,27 +166,87 @@ def prepare(
         agent=docker.AGENT if in_container else torchrun.AGENT,
         log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
     )
-    hide = {str(cache.folder / "checkpoints")} if any(each.lease for each in provided) else set()
-    hide |= {each.path for each in provided if each.chosen.folder}
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
+    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
+    hide = {path for each in provided for path in each.same_bytes}
+    shield = Protection(
+        rungs=ways,
+        input=str(input_dir),
+        mounts=mounts,
+        hide=tuple(sorted(hide)),
+        caches=() if in_container else library_caches(whole, cache.folder),
+    )
+    held: list[Held] = [each.lease for each in provided if each.lease]
+    if mounts and spec.input_writable:
+        view = View(folder.path / "view")
+        held.append(view)
+        shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
+    if any(each.linked for each in provided) or any(shield.views.values()):
+        shield = dataclasses.replace(shield, rungs=(possible().rung,))
     prepared = Prepared(
         command=line,
-        env={"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env,
+        env=whole | checked.secrets,
         work_dir=work_dir,
         output=str(output),
-        mounts=tuple(mounts),
-        hide=tuple(sorted(hide)),
-        rungs=_rungs(settings),
+        protection=shield,
         provided=tuple(provided),
-        spool=_spool(folder.path / "spool", output),
+        spool=folder.path / "spool",
+        watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
+        capture=_rungs("capture", settings.capture, filesystem.RUNGS),
         verdict=verdict,
-        leases=tuple(each.lease for each in provided if each.lease),
+        leases=tuple(held),
     )
     if not in_container:
         return prepared
-    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env
+    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env | checked.secrets
     request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
-    return dataclasses.replace(prepared, env=inside, hide=(), rungs=("engine",), request=request)
+    return dataclasses.replace(prepared, env=inside, request=request)
+
+
+def _provide(
+    spec: JobSpec,
+    checked: Checked,
+    store: Store,
+    cache: NodeCache,
+    emit: Emit,
+    linkable: Callable[[], bool],
+    *,
+    stop: Callable[[], None],
+) -> list[Provided]:
+    provided = []
+    for chosen in checked.chosen:
+        with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
+            provided.append(choose.provide(chosen, store, cache, progress.add, linkable))
+        findings = choose.findings_inside(provided[-1])
+        safety.refuse(findings, spec.pickles, chosen.text)
+        safety.warn(findings, spec.pickles, chosen.text, emit)
+        emit(
+            event(
+                "input-ready",
+                f"Input {chosen.names[0]}: {as_size(chosen.size) if chosen.size else provided[-1].path}"
+                f" ready in {duration(progress.seconds)}",
+                name=chosen.names[0],
+                seconds=round(progress.seconds, 3),
+            )
+        )
+    return provided
+
+
+def _writable(
+    shield: Protection, view: View, possible: Callable[[], Possible], owner: tuple[int, int] | None, emit: Emit
+) -> Protection:
+    """The same with a view at every mount: by overlayfs, else (always for a container, which `owner` says) by a copy."""
+    no_overlay = "the Docker engine binds folders" if owner else possible().no_overlay
+    if not no_overlay:
+        emit(event("input-view", "The job may write into its input: a copy-on-write view, dropped after the job"))
+        return dataclasses.replace(shield, views={target: view.changes() for _, target in shield.mounts})
+    copies = {source: view.copy(source, owner) for source in {source for source, _ in shield.mounts}}
+    whole = sum(not shared for _, shared in copies.values())
+    how = "reflinks, which take no space" if not whole else "a whole copy, as there are no reflinks here"
+    text = f"The job may write into its input: {how}, dropped after the job (no overlayfs: {no_overlay})"
+    emit(event("input-view", text, "warning" if whole else "info"))
+    mounts = tuple((copies[source][0], target) for source, target in shield.mounts)
+    return dataclasses.replace(shield, mounts=mounts, views=dict.fromkeys((target for _, target in mounts), ""))
 
 
 def _container(
@@ -178,6 +264,7 @@ def _container(
         env=env,
         work_dir=prepared.work_dir,
         inputs=prepared.mounts,
+        writable=prepared.protection.views,
         output=prepared.output,
         folder=str(folder.path),
         agent=torchrun.AGENT,
@@ -241,7 +328,13 @@ def _folders(spec: JobSpec, settings: Settings, environ: Mapping[str, str], fold
             path = folder.path / own
             path.mkdir(exist_ok=True)
         made.append(path.absolute())
-    return made[0], made[1]
+    inside, output = Path(os.path.realpath(made[0])), Path(os.path.realpath(made[1]))
+    if inside == output or inside in output.parents:
+        raise UsageError(
+            what=f"The output directory {output} lies in the input directory {inside}, which is read-only.",
+            hint="Choose another LAUNCHER_OUTPUT_DIR or LAUNCHER_INPUT_DIR.",
+        )
+    return inside, made[1]
 
 
 def _usable(path: str) -> bool:
@@ -266,30 +359,15 @@ def _empty_folder(path: str) -> None:
         raise LocalResourceError(what=f"The input folder {path} cannot be made: {error.strerror}.") from error
 
 
-def _spool(own: Path, output: Path) -> Path:
-    """Where captures lie: the job folder's spool where files of the output can be linked to it, else below the output."""
-    probe, linked = output / f".probe-{os.getpid()}", own / f".probe-{os.getpid()}"
-    try:
-        probe.touch()
-        os.link(probe, linked)
-        linked.unlink()
-        return own
-    except OSError:
-        inside = output / ".launcher"
-        inside.mkdir(exist_ok=True)
-        return inside
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _rungs(settings: Settings) -> tuple[str, ...]:
-    if settings.input_guard == "auto":
-        return RUNGS
-    asked = tuple(part.strip() for part in settings.input_guard.split(","))
-    for rung in asked:
-        if rung not in RUNGS:
-            raise UsageError(what=f"--input-guard {rung}: choose from {', '.join(RUNGS)}, or auto.")
-    return asked
+def _rungs(key: str, asked: str, known: tuple[Rung, ...]) -> tuple[Rung, ...]:
+    """The ways that a setting lists, in its order; all of them for auto."""
+    if asked == "auto":
+        return known
+    words = [part.strip() for part in asked.split(",")]
+    for word in words:
+        if word not in known:
+            raise UsageError(what=f"--{key} {word}: choose from {', '.join(known)}, or auto.")
+    return tuple(each for word in words for each in known if each == word)
 
 
 def _half_of_memory() -> int:

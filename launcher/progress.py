@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +17,13 @@ _FIRST, _EACH = 3.0, 10.0
 
 
 class Progress:
-    """`with Progress(what, total bytes, emit) as progress: … progress.add(count)`; `add` from any thread."""
+    """`with Progress(what, total bytes, emit) as progress: … progress.add(count)`; `add` from any thread.
 
-    def __init__(self, what: str, total: int, emit: Emit) -> None:
-        self._what, self._total, self._emit = what, total, emit
+    `stop` is called by each `add`, and raises to end what is going on.
+    """
+
+    def __init__(self, what: str, total: int, emit: Emit, stop: Callable[[], None] = lambda: None) -> None:
+        self._what, self._total, self._emit, self._stop = what, total, emit, stop
         self._done = 0
         self._lock = threading.Lock()
         self._bar: Any = None
@@ -40,6 +44,7 @@ class Progress:
 
     def add(self, count: int) -> None:
         """`count` more bytes were moved."""
+        self._stop()
         with self._lock:
             self._done += count
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Checkpoints by hand: from a folder to the store, back, and is it whole."""
+"""Checkpoints by hand: from a folder to the store and back."""
 
 from __future__ import annotations
 
@@ -6,47 +6,95 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from launcher import __version__, names
-from launcher.checkpoint import formats, paths, reference
+from launcher.checkpoint import formats, paths, safety
 from launcher.checkpoint.judgement import Judgement
-from launcher.checkpoint.manifest import SCHEMA, Facts, Manifest, Ready
-from launcher.checkpoint.tree import Folder, Tree
+from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
+from launcher.checkpoint.safety import Policy, Safety
+from launcher.checkpoint.tree import Folder
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
 from launcher.ids import new_id
-from launcher.inputs.cache import fetch_files
+from launcher.inputs.cache import NodeCache, fetch_files
+from launcher.inputs.selection import Selection
 from launcher.progress import Progress
-from launcher.store import layout
-from launcher.store.store import Checkpoint, Store
+from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
-from launcher.transfer.digest import Hasher
-from launcher.transfer.object_store import Missing
-from launcher.transfer.retry import call
+from launcher.verify import open_tree
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
-def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit: Emit) -> Checkpoint:
-    """Stores a folder's content, or one file, as the next version of `name`.
+def push(
+    store: Store,
+    name: str,
+    path: str,
+    *,
+    threads: int,
+    force: bool,
+    emit: Emit,
+    parents: Sequence[str] = (),
+    pickles: Policy = "warn",
+    selection: Selection = Selection(),
+    source: str = "",
+    sha256: Mapping[str, str] | None = None,
+) -> Checkpoint:
+    """Stores a folder's content, or one file, as the next version of `name`, unless the newest version is the same.
 
-    Refused with FormatBroken where the files say that they are not whole, unless `force`. Symbolic links are followed
-    nowhere: they and special files are named and left out.
+    `source`: where it is from, if not from `path`; `sha256`: of its files, as far as they are known there. `parents`: ids of
+    the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not whole, unless
+    `force`; with UnsafePickle where its pickles have findings and `pickles` is deny. Symbolic links are followed nowhere:
+    they and special files are named and left out.
     """
-    names.check(name, "checkpoint name")
+    name = names.check(name, "checkpoint name")
     tree = open_tree(path)
+    lineage = Lineage(tuple(parents), (source or os.path.abspath(os.path.expanduser(path)),))
+    if selection:
+        tree = Folder(
+            tree.root, {path: size for path, size in tree.files.items() if selection.takes(path)}, tree.others
+        )
+        if not tree.files:
+            raise SourceNotFound(source=path, cause="no file of it is taken")
     judgement = formats.judge(tree)
     if not judgement.whole and judgement.verdict != "unknown" and not force:
         raise FormatBroken(
-            source=path,
+            source=source or path,
             cause="; ".join(judgement.reasons[:3]),
             hint="Push it all the same with --force, if it is what you mean.",
         )
     for other in tree.others:
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
     paths.check_all(tree.files)
+    found = safety.look(tree)
+    safety.refuse(found.findings, pickles, name)
+    safety.warn(found.findings, pickles, name, emit)
     store.prepare()
+    while True:
+        try:
+            return _push(store, name, tree, judgement, lineage, found, sha256 or {}, threads=threads, emit=emit)
+        except Aborted:
+            continue  # It took so long that gc took us for dead and removed the files: everything again, under a new id.
+
+
+def _push(
+    store: Store,
+    name: str,
+    tree: Folder,
+    judgement: Judgement,
+    lineage: Lineage,
+    found: Safety,
+    sha256: Mapping[str, str],
+    *,
+    threads: int,
+    emit: Emit,
+) -> Checkpoint:
     identifier = new_id()
     with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:
         try:
@@ -59,16 +107,52 @@ def push(store: Store, name: str, path: str, *, threads: int, force: bool, emit:
     manifest = Manifest(
         schema=SCHEMA,
         id=identifier,
-        name=names.check(name),
+        name=name,
         created=time.time(),
         writer=__version__,
         format=judgement.format,
-        files=files,
+        files=tuple(msgspec.structs.replace(file, sha256=sha256.get(file.path, "")) for file in files),
         size=sum(file.size for file in files),
         facts=format.facts(tree) if format else Facts(),
         ready=format.ready(tree) if format else Ready(),
+        lineage=lineage,
+        safety=found.findings,
+        imports=found.imports,
     )
     return store.commit(manifest)
+
+
+def push_remote(
+    store: Store,
+    name: str,
+    remote: Remote,
+    cache: NodeCache,
+    *,
+    threads: int,
+    force: bool,
+    emit: Emit,
+    parents: Sequence[str] = (),
+    pickles: Policy = "warn",
+) -> Checkpoint:
+    """Stores what is somewhere else as the next version of `name`, through the node cache, where a job finds it again."""
+    name = names.check(name, "checkpoint name")
+    with Progress(f"Fetching {remote.url}", remote.size, emit) as progress:
+        path, lease = cache.fetch_remote(remote, progress.add)
+    try:
+        return push(
+            store,
+            name,
+            str(path),
+            threads=threads,
+            force=force,
+            emit=emit,
+            parents=parents,
+            pickles=pickles,
+            source=remote.url,
+            sha256=remote.sha256,
+        )
+    finally:
+        lease.release()
 
 
 def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit: Emit) -> tuple[str, Checkpoint]:
@@ -96,81 +180,3 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
             raise AccessDenied(what=str(target), cause=error.strerror) from error
         raise LocalResourceError(what=f"{target} cannot be written: {error.strerror}.") from error
     return str(target), found
-
-
-def verify(target: str, store: Callable[[], Store], *, read_data: bool) -> dict[str, Any]:
-    """The judgement on a folder, file or stored checkpoint: verdict, format, whole, reasons, facts."""
-    ref = None if os.path.exists(target) else reference.parse(target)
-    if ref is None or ref.kind == "path":
-        tree: Tree = open_tree(target)
-        judgement = formats.judge(tree)
-    else:
-        opened = store()
-        found = opened.resolve(ref)
-        stored = _Stored(opened, found.manifest)
-        tree = stored
-        judgement = formats.judge(tree)
-        reasons = stored.damage(read_data)
-        if reasons:
-            judgement = Judgement("broken", judgement.format, tuple(reasons))
-        elif judgement.verdict == "unknown":
-            judgement = Judgement("whole", judgement.format)  # Committed, and every byte is as it was then.
-    format = formats.by_name(judgement.format)
-    import msgspec
-
-    facts = msgspec.to_builtins(format.facts(tree)) if format else {}
-    return {
-        "format": judgement.format,
-        "verdict": judgement.verdict,
-        "whole": judgement.whole,
-        "reasons": list(judgement.reasons),
-        "facts": facts,
-    }
-
-
-def open_tree(path: str) -> Folder:
-    """A folder or a single file as a tree. Raises SourceNotFound, AccessDenied."""
-    path = os.path.abspath(os.path.expanduser(path))
-    try:
-        tree = Folder.scan(path) if os.path.isdir(path) else Folder.single(path)
-    except FileNotFoundError as error:
-        raise SourceNotFound(source=path, cause="there is no such file or folder") from error
-    except PermissionError as error:
-        raise AccessDenied(what=path, cause=error.strerror) from error
-    if not tree.files:
-        raise SourceNotFound(source=path, cause="the folder holds no file")
-    return tree
-
-
-class _Stored:
-    """A stored checkpoint as a tree: headers are read by ranges."""
-
-    def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._store, self._manifest = store, manifest
-        self._prefix = layout.files(manifest.id)
-        self.files = {file.path: file.size for file in manifest.files}
-
-    def read(self, path: str, start: int, length: int) -> bytes:
-        try:
-            length = min(length, self.files[path] - start)
-            return call(lambda: self._store.place.read(self._prefix + path, start, length), self._store.timeout)
-        except Missing as error:
-            raise OSError(errno.ENOENT, "it is missing in the store") from error
-
-    def damage(self, read_data: bool) -> list[str]:
-        """Why the stored files are not those of the manifest."""
-        stored = {entry.key: entry.size for entry in self._store.place.list(self._prefix)}
-        reasons = []
-        for file in self._manifest.files:
-            size = stored.get(self._prefix + file.path)
-            if size != file.size:
-                reasons.append(
-                    f"{file.path} is missing" if size is None else f"{file.path} has {size} of {file.size} bytes"
-                )
-        if read_data and not reasons:
-            for file in self._manifest.files:
-                hasher = Hasher()
-                self._store.place.stream(self._prefix + file.path, 0, file.size, hasher.update)
-                if hasher.digest != file.digest:
-                    reasons.append(f"{file.path} has the digest {hasher.digest}, not {file.digest}")
-        return reasons

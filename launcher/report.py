@@ -19,6 +19,7 @@ from launcher.job.folder import JobFolder
 from launcher.job.record import JobRecord, Outcome, write_atomically
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
+from launcher.outputs.uploader import Stored
 from launcher.prepare import Prepared
 from launcher.runners.running import Exit
 from launcher.runners.supervisor import STOPS
@@ -126,6 +127,16 @@ def started(record: JobRecord, emit: Emit) -> None:
     emit(event("job-started", "\n".join(lines), level, id=record.id, device=attempt.device))  # type: ignore[arg-type]
 
 
+def committed(stored: Stored, record: JobRecord, folder: JobFolder) -> None:
+    """Notes in the record what was stored."""
+    attempt = record.attempts[-1]
+    attempt.bytes_sent += stored.sent
+    attempt.bytes_saved += stored.saved
+    if not stored.repeated and stored.id not in record.checkpoints:
+        record.checkpoints.append(stored.id)
+    folder.write(record)
+
+
 def skipped(reported: list[tuple[str, str]], salvage: list[tuple[str, Judgement]]) -> list[dict[str, Any]]:
     """What was seen and not collected, for the record."""
     result: list[dict[str, Any]] = [{"name": name, "reason": reason, "kind": "skipped"} for name, reason in reported]
@@ -217,6 +228,8 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
         step = f"step {manifest.facts.step}" if manifest.facts.step is not None else manifest.format
         rows.append(f"  {manifest.name}  {step}, {size(manifest.size)}")
     lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
+    if attempt.bytes_saved:
+        lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
@@ -237,7 +250,7 @@ def _manifests(store: Store, record: JobRecord) -> Iterator[Manifest]:
     """What the job committed; a store that is gone meanwhile is no reason not to end."""
     for identifier in record.checkpoints:
         with contextlib.suppress(LauncherError, Missing):
-            yield store.manifest(identifier)
+            yield store.known(identifier)
 
 
 def _termination_message(result: Outcome) -> None:

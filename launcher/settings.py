@@ -83,6 +83,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the job writes. Default: /output-checkpoint in a container, else in the job folder."""
     input_guard: str = "auto"
     """Ways to protect the input, in order, or auto: bind, userns, landlock, permissions, none."""
+    capture: str = "auto"
+    """Ways to take checkpoints out of the job's reach, in order, or auto: reflink, link, held."""
     store_timeout: Seconds = 60.0
     """How long one request to the store is tried again before it counts as failed."""
     drain_timeout: Seconds = 3600.0

@@ -69,7 +69,7 @@ class Format(Protocol):
 
 def judged(name: str, reasons: Iterable[str], context: Context, *, proven: bool) -> Judgement:
     """Whole where there is no reason against it; else unfinished, or broken where nothing more will come."""
-    reasons = tuple(reasons)
+    reasons = tuple(dict.fromkeys(reasons))
     if not reasons:
         return Judgement("whole", name, (), proven)
     return Judgement("broken" if context.final else "unfinished", name, reasons)

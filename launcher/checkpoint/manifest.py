@@ -13,6 +13,7 @@ import msgspec
 
 from launcher import names
 from launcher.checkpoint import paths
+from launcher.decoding import decode as decode_json
 from launcher.errors import LauncherError, ManifestInvalid
 from launcher.ids import is_id
 
@@ -34,6 +35,8 @@ class File(msgspec.Struct, frozen=True, omit_defaults=True):
     mode: int = 0o644
     mtime: float = 0.0
     blocks: tuple[str, ...] = ()
+    sha256: str = ""
+    """Hex, where the place that it came from named it; it was compared then."""
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,6 +55,8 @@ class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: int | None = None
     base_model: str | None = None
     library: str | None = None
+    trainer: str | None = None
+    """Which of trl's trainers: SFT, DPO, GRPO …"""
     library_version: str | None = None
 
 
@@ -62,6 +67,8 @@ class Ready(msgspec.Struct, frozen=True, omit_defaults=True):
     resume_reason: str = ""
     inference: bool = False
     inference_reason: str = ""
+    base: str = ""
+    """The base model that inference needs beside it: an adapter's."""
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -102,6 +109,11 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     ready: Ready = Ready()
     origin: Origin | None = None
     lineage: Lineage = Lineage()
+    safety: tuple[str, ...] | None = None
+    """What its pickles hold that is not known to be harmless, in words (see `launcher.checkpoint.safety`). Empty: nothing was
+    found, which is not "safe". None: an older release wrote it, and nobody has looked."""
+    imports: tuple[str, ...] = ()
+    """Every name that loading its pickles would import."""
     labels: dict[str, str] = {}
 
 
@@ -124,7 +136,7 @@ def decode(body: bytes, key: str) -> Manifest | Abort:
     try:
         if len(body) > LARGEST:
             raise ManifestInvalid(key=key, cause=f"it has {len(body)} bytes")
-        head = msgspec.json.decode(body, type=_Head)
+        head = decode_json(body, _Head)
         if head.schema > SCHEMA:
             raise ManifestInvalid(
                 key=key,
@@ -132,9 +144,9 @@ def decode(body: bytes, key: str) -> Manifest | Abort:
                 hint=f"Install a launcher newer than {head.writer or 'this one'}.",
             )
         if head.aborted is not None:
-            return msgspec.json.decode(body, type=Abort)
-        manifest = msgspec.json.decode(body, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+            return decode_json(body, Abort)
+        manifest = decode_json(body, Manifest)
+    except (ValueError, RecursionError) as error:
         raise ManifestInvalid(key=key, cause=str(error)) from error
     _check(manifest, key)
     return manifest

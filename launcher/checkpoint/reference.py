@@ -36,9 +36,9 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """The reference in `text`: a URL (has `://`), a path (begins with `/`, `./`, `../` or `~`), `job:NAME`, an id,
-    `name@vN`, or a name. Raises UsageError."""
-    if "://" in text:
+    """The reference in `text`: a URL (has `://`, or is storage:NAME/PATH), a path (begins with `/`, `./`, `../` or `~`),
+    `job:NAME`, an id, `name@vN`, or a name. Raises UsageError."""
+    if "://" in text or text.startswith("storage:"):
         return Reference(text, "url", text)
     if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
         return Reference(text, "path", text)

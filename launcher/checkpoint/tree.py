@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 JSON_LIMIT = 64 << 20
@@ -72,6 +72,33 @@ class Folder:
             os.close(fd)
 
 
+class _Part:
+    """Some files of another tree, each under a path without `prefix`."""
+
+    def __init__(self, tree: Tree, prefix: str, files: dict[str, int]) -> None:
+        self._tree, self._prefix = tree, prefix
+        self.files = files
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        return self._tree.read(self._prefix + path, start, length)
+
+
+def part(tree: Tree, paths: Iterable[str]) -> Tree:
+    """Some files of a tree."""
+    return _Part(tree, "", {path: tree.files[path] for path in sorted(paths)})
+
+
+def below(tree: Tree, prefix: str) -> Tree:
+    """The files below one folder of a tree; `prefix` ends with a slash."""
+    files = {path[len(prefix) :]: size for path, size in tree.files.items() if path.startswith(prefix)}
+    return _Part(tree, prefix, files)
+
+
+def folders(tree: Tree) -> list[str]:
+    """The names of the folders directly below, sorted."""
+    return sorted({path.partition("/")[0] for path in tree.files if "/" in path})
+
+
 def read_json(tree: Tree, path: str) -> Any:
     """The JSON value in a file. Raises ValueError (not JSON, or too large) or OSError."""
     if tree.files[path] > JSON_LIMIT:
@@ -91,3 +118,10 @@ def read_object(tree: Tree, path: str) -> dict[str, Any]:
     except (ValueError, OSError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def text_of(value: object, longest: int = 500) -> str | None:
+    """A text of a file's metadata, such that it can be stored; None where it is no text, or empty."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value[:longest].encode("utf-8", "replace").decode()

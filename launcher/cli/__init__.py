@@ -6,18 +6,23 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from launcher import __version__
 from launcher.errors import LauncherError
 
+if TYPE_CHECKING:
+    from launcher.events import Redactor
+
 _GROUPS = {
     "training": ("launcher.cli.training", "group", "Start training jobs and look at them."),
     "fine-tuning": ("launcher.cli.training", "fine_tuning", "The same, labelled as fine-tuning."),
     "checkpoint": ("launcher.cli.checkpoint", "group", "Push, list, inspect, fetch and verify checkpoints."),
     "cache": ("launcher.cli.cache", "group", "List, prune and verify the checkpoints kept on this machine."),
+    "storage": ("launcher.cli.storage", "group", "Name places elsewhere that checkpoints come from and go to."),
+    "secret": ("launcher.cli.secret", "group", "Keep the credentials for them."),
     "entrypoint": ("launcher.cli.entrypoint", "entrypoint", "Run a command as a container's ENTRYPOINT."),
     "recover": ("launcher.cli.recover", "recover", "Store what a crashed or cut-off job left whole on disk."),
     "config": ("launcher.cli.config", "group", "Show the settings in force and where each came from."),
@@ -94,17 +99,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _show(error: LauncherError, words: list[str]) -> None:
+    clean = _redactor().text
+    text, hint = clean(error.text), clean(error.hint)
     if "--json" in words:
         import json
 
-        detail: dict[str, Any] = {
-            "error": error.kind,
-            "message": error.text,
-            "hint": error.hint,
-            "exit_code": error.exit_code,
-        }
+        detail = {"error": error.kind, "message": text, "hint": hint, "exit_code": error.exit_code}
         click.echo(json.dumps(detail))
         return
-    click.echo(click.style("launcher: error: ", fg="red") + error.text, err=True)
-    if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+    click.echo(click.style("launcher: error: ", fg="red") + text, err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
+
+
+def _redactor() -> Redactor:
+    from launcher import secrets, settings
+    from launcher.events import Redactor
+
+    environ = settings.process_environment()
+    try:
+        kept = secrets.values(settings.load({}, environ)[0].data_dir)
+    except LauncherError:  # The settings are what is wrong.
+        kept = []
+    return Redactor.of_environment(environ, kept)

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from launcher import settings
+from launcher import secrets, settings
+from launcher.errors import UsageError
+from launcher.events import Console, Redactor
 from launcher.settings import Settings
 from launcher.store.store import Store
 
@@ -23,6 +25,21 @@ def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
 def open_store(ctx: click.Context) -> Store:
     """The store of the settings."""
     return Store.open(*current(ctx))
+
+
+def console(ctx: click.Context) -> Console:
+    """Where a command says what it does, without any secret."""
+    found, environ = current(ctx)
+    return Console(form=found.log_format, redactor=Redactor.of_environment(environ, secrets.values(found.data_dir)))
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Asks before something is destroyed. Raises click.Abort for no, and UsageError where nobody can answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(what=f"{question} Nobody can answer here.", hint="Add --yes if it is what you mean.")
+    click.confirm(question, abort=True)
 
 
 def print_json(value: Any) -> None:

@@ -36,6 +36,7 @@ def entrypoint(
     with catching() as signals:
         settings, environ = current(ctx)
         flags["env"] = specs.parse_env(flags.pop("env"), environ)
+        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
         spec = specs.load(
             flags | {"name": name, "runner": "entrypoint", "command": words},
             file=job_file,

@@ -15,15 +15,26 @@ from launcher.cli.context import current, json_option, open_store, print_json, p
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
     click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
+    click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
+    click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
+    click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
+    click.option(
+        "--input-writable", is_flag=True, default=None, help="The job may write into a view of its input, for its time."
+    ),
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
     click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
+    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
+    click.option(
+        "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
+    ),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
     click.option(
@@ -32,6 +43,9 @@ _OPTIONS = [
         help="What checkpoints may hold here until stored: 20GiB, or a share of what is free. [30%]",
     ),
     click.option("--when-full", type=click.Choice(["keep-all", "newest"]), help="Beyond --spool. [keep-all]"),
+    click.option(
+        "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
+    ),
     click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),
@@ -55,6 +69,7 @@ def _run(
     with catching() as signals:
         settings, environ = current(ctx)
         flags["env"] = specs.parse_env(flags.pop("env"), environ)
+        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
         spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
         return main_job.run(spec, settings, environ, signals).code
 
@@ -281,7 +296,7 @@ def delete(ctx: click.Context, name: str) -> None:
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     if folder.running():
         raise UsageError(what=f"Job {name} is running.", hint=f"launcher training stop {name}")
-    if any((folder.path / "spool").glob("*/capture.json")):
+    if folder.owes or any((folder.path / "spool").glob("*/capture.json")):
         raise UsageError(
             what=f"Job {name} has checkpoints that are not stored yet.",
             hint=f"Store them first: launcher recover {name}",

@@ -42,7 +42,8 @@ _RESERVE = 64 << 20
 
 
 _DAMAGE = (
-    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError,
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error, EOFError, OverflowError,
+    NotImplementedError, ValueError, RuntimeError,
 )  # fmt: skip
 
 

@@ -12,10 +12,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from launcher.checkpoint.manifest import File, Manifest
-from launcher.errors import AccessDenied, DigestMismatch, LauncherError, LocalResourceError, NoSpace
+from launcher.errors import (
+    AccessDenied,
+    CheckpointNotFound,
+    DigestMismatch,
+    LauncherError,
+    LocalResourceError,
+    NoSpace,
+)
 from launcher.events import Emit, event
+from launcher.inputs import share as sharing
 from launcher.inputs.entries import About, Cached, Entries, Lease
 from launcher.settings import Settings, parse_share
 from launcher.store import layout
@@ -23,11 +32,14 @@ from launcher.store.store import Store
 from launcher.text import size as as_size
 from launcher.transfer import bulk
 from launcher.transfer import digest as digests
-from launcher.transfer.object_store import Entry, Missing, ObjectStore, OnBytes
+from launcher.transfer.object_store import Missing, OnBytes
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
 class NodeCache:
-    """The cache folder. `fetch` makes an entry whole and returns its path with a lease on it.
+    """The cache folder. `fetch` makes an entry whole and returns its canonical path with a lease on it.
 
     `limit`: bytes, or a share of the file system's size (a float).
     """
@@ -35,7 +47,7 @@ class NodeCache:
     def __init__(
         self, folder: str, *, threads: int = 16, limit: int | float = 1.0, emit: Emit = lambda _: None
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.realpath(folder))
         self._entries = Entries(self.folder)
         self._threads = threads
         self._limit = limit
@@ -51,37 +63,57 @@ class NodeCache:
         """Where the checkpoint is, or would be."""
         return self._entries.path(identifier)
 
-    def fetch(self, store: Store, manifest: Manifest, on_bytes: OnBytes) -> tuple[Path, Lease]:
+    def fetch(
+        self,
+        store: Store,
+        manifest: Manifest,
+        on_bytes: OnBytes,
+        linkable: Callable[[], bool] = lambda: False,
+        *,
+        part: str = "",
+    ) -> tuple[Path, Lease]:
         """The whole, verified checkpoint on this machine. Waits for another process that is downloading the same one.
+        `part`: the manifest names only a selection of the files, and this text tells it from other ones.
 
+        `linkable`: whether a hard link to a local store's files would be safe for the job, see `share`; asked at most once.
         Raises DigestMismatch, NoSpace, StoreError, and what `on_bytes` raises (also called with 0 while it waits). A crash
         leaves what was downloaded for the next attempt.
         """
+        what = f"checkpoint {manifest.name}"
+        identifier = f"{manifest.id}-{_hash(part)[:8]}" if part else manifest.id
+        source = sharing.folder(store.place, manifest)
+        way: sharing.Way | None = None
+        if source and not self.entry(identifier).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            way = sharing.way(store.place, manifest, self.folder, linkable)
 
         def download(partial: Path) -> About:
-            fetch_files(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
-            return About(manifest.name, store.url, manifest.files)
+            if source and way:
+                sharing.share(source, manifest, partial, way)
+                sharing.verify(manifest.files, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+            else:
+                fetch_files(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
+            return About(manifest.name, store.url, manifest.files, shared=way is not None)
 
-        return self._make(manifest.id, manifest.size, f"checkpoint {manifest.name}", download, on_bytes)
+        # A linked entry has another name: a job that may not have links never finds it.
+        identifier += sharing.LINKED if way == "link" else ""
+        lease = self._make(identifier, 0 if way else manifest.size, what, download, on_bytes)
+        return self.entry(identifier), lease
 
-    def fetch_remote(self, place: ObjectStore, entries: tuple[Entry, ...], on_bytes: OnBytes) -> tuple[Path, Lease]:
-        """A folder at a URL, as it is now: its listing (names, sizes, times) is the entry's identity. Sizes are checked;
-        digests are not known there."""
-        listing = "\n".join([place.url, *(f"{entry.key}\t{entry.size}\t{entry.modified}" for entry in entries)])
-        identifier = digests.of_bytes(listing.encode()).partition(":")[2][:32]
+    def fetch_remote(self, remote: Remote, on_bytes: OnBytes) -> tuple[Path, Lease]:
+        """What is somewhere else, as it is now: its identity is the entry's. Raises what `Remote.download` does."""
 
         def download(partial: Path) -> About:
-            wanted = [bulk.Wanted(entry.key, entry.size, str(partial / entry.key)) for entry in entries]
-            _folders(wanted)
-            moved = bulk.download(place, wanted, threads=self._threads, timeout=60, on_bytes=on_bytes)
-            files = (File(each.key, came.size, came.digest, blocks=came.blocks) for each, came in zip(wanted, moved))
-            return About(place.url.rpartition("/")[2], place.url, tuple(files))
+            files = remote.download(partial, threads=self._threads, on_bytes=on_bytes)
+            return About(remote.name, remote.url, files)
 
-        return self._make(identifier, sum(entry.size for entry in entries), place.url, download, on_bytes)
+        identifier = _hash(remote.identity)
+        lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
+        return self.entry(identifier), lease
 
     def _make(
         self, identifier: str, size: int, what: str, download: Callable[[Path], About], on_bytes: OnBytes
-    ) -> tuple[Path, Lease]:
+    ) -> Lease:
         waiting = False
 
         def wait() -> None:
@@ -97,10 +129,9 @@ class NodeCache:
             return download(partial)
 
         try:
-            lease = self._entries.make(identifier, fill, wait)
+            return self._entries.make(identifier, fill, wait)
         except OSError as error:
             raise self._unusable(error, size) from error
-        return self.entry(identifier), lease
 
     def make_room(self, need: int, what: str) -> None:
         """Evicts until `need` more bytes fit under the limit and on the disk. What live jobs hold stays, even above the
@@ -114,19 +145,19 @@ class NodeCache:
 
     def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False) -> list[Cached]:
         """Evicts the least recently used until the entries take `limit` (bytes, or a share of the file system) or less
-        and `free` bytes are free; returns what went."""
+        and `free` bytes are free; with a limit of 0 also those that take no space. Returns what went."""
         self._entries.sweep()
         found = self._entries.list()
-        total, limit = sum(each.about.size for each in found), self._bytes(limit)
+        total, limit = sum(each.about.occupied for each in found), self._bytes(limit)
         available = shutil.disk_usage(self.folder).free if self.folder.exists() else 0
         gone = []
         for each in found:
-            if total <= limit and available >= free:
+            if limit > 0 and total <= limit and available >= free:
                 break
             if not each.held and (dry_run or self._entries.evict(each.id)):
                 gone.append(each)
-                total -= each.about.size
-                available += each.about.size
+                total -= each.about.occupied
+                available += each.about.occupied
         return gone
 
     def entries(self) -> list[Cached]:
@@ -161,6 +192,10 @@ class NodeCache:
         return LocalResourceError(what=f"The node cache {self.folder} cannot be used: {error}.")
 
 
+def _hash(text: str) -> str:
+    return digests.of_bytes(text.encode("utf-8", "surrogateescape")).partition(":")[2][:32]
+
+
 def changes(folder: str, manifest: Manifest) -> list[str]:
     """How a copy of a checkpoint differs from its manifest: reads every byte."""
     path = Path(folder)
@@ -190,9 +225,14 @@ def fetch_files(store: Store, manifest: Manifest, folder: Path, *, threads: int,
     _folders(wanted)
     try:
         bulk.download(store.place, wanted, threads=threads, timeout=store.timeout, on_bytes=on_bytes)
-    except (bulk.Damaged, Missing) as error:
-        key, cause = (error.key, error.cause) if isinstance(error, bulk.Damaged) else (str(error), "it is missing")
-        raise DigestMismatch(path=key.removeprefix(prefix), checkpoint=manifest.id, cause=cause) from error
+    except bulk.Damaged as error:
+        raise DigestMismatch(path=error.key.removeprefix(prefix), checkpoint=manifest.id, cause=error.cause) from error
+    except Missing as error:
+        if not store.exists(layout.manifest(manifest.id)):
+            hint = "It was deleted while it was being read."
+            raise CheckpointNotFound(ref=manifest.name, store=store.url, hint=hint) from error
+        path = str(error).removeprefix(prefix)
+        raise DigestMismatch(path=path, checkpoint=manifest.id, cause="it is missing in the store") from error
 
 
 def _folders(wanted: Iterable[bulk.Wanted]) -> None:
@@ -200,11 +240,18 @@ def _folders(wanted: Iterable[bulk.Wanted]) -> None:
         os.makedirs(folder, exist_ok=True)
 
 
+class Held(Protocol):
+    """What a job keeps for its time: a lease on an entry, a view."""
+
+    def release(self) -> None:
+        """Gives it back; once more is no error."""
+
+
 @contextlib.contextmanager
-def leases(held: Iterable[Lease]) -> Iterator[None]:
-    """Releases all leases at the end."""
+def leases(held: Iterable[Held]) -> Iterator[None]:
+    """Releases everything at the end."""
     try:
         yield
     finally:
-        for lease in held:
-            lease.release()
+        for each in held:
+            each.release()

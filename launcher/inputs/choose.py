@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
-from launcher.checkpoint import paths, reference
+import msgspec
+
+from launcher import names
+from launcher.checkpoint import paths, reference, safety
 from launcher.checkpoint.manifest import Manifest
+from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
+from launcher.inputs import share
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
+from launcher.inputs.selection import Selection
 from launcher.settings import Settings
+from launcher.store import tree as trees
 from launcher.store.store import Store
-from launcher.transfer.object_store import Entry, ObjectStore, OnBytes
-from launcher.transfer.places import open_place
+from launcher.transfer.object_store import OnBytes
+
+if TYPE_CHECKING:
+    from launcher.inputs.remote import Remote
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A resolved input: exactly one of `manifest` (in the store), `folder` (a local path) and `remote` (a URL) is set."""
+    """A resolved input: exactly one of `manifest` (in the store; only the files that are taken), `folder` (a local path) and
+    `remote` (a URL, an archive) is set."""
 
     text: str
     names: tuple[str, ...]
     """Folders below the input directory at which the job finds it."""
     manifest: Manifest | None = None
     folder: str | None = None
-    remote: tuple[ObjectStore, tuple[Entry, ...]] | None = None
+    remote: Remote | None = None
+    part: str = ""
+    """Of a stored checkpoint: the selection, where it is not taken whole."""
+
+    @property
+    def source(self) -> str:
+        """Where it came from, for the lineage: a URL pinned to what was found, without credentials."""
+        return self.remote.url if self.remote else self.text
 
     @property
     def size(self) -> int:
         """Bytes; 0 for a local folder, which is not copied."""
         if self.manifest:
             return self.manifest.size
-        return sum(entry.size for entry in self.remote[1]) if self.remote else 0
+        return self.remote.size if self.remote else 0
 
 
 @dataclass(frozen=True)
@@ -42,14 +60,32 @@ class Provided:
 
     chosen: Chosen
     path: str
-    lease: Lease | None
-    before: dict[str, tuple[int, int, int]]
-    """For a local folder: path to (size, mtime in ns, inode), to see changes by the job."""
+    """Canonical."""
+    lease: Lease | None = None
+    linked: str = ""
+    """The local store's folder of which `path` has hard links; empty where it has none."""
+    before: dict[str, State] = field(default_factory=dict)
+    """For a local folder: what its files were, to see changes by the job."""
+
+    @property
+    def same_bytes(self) -> set[str]:
+        """The folders through which a job could reach this input's files, besides its own input directory."""
+        return {os.path.dirname(self.path) if self.lease else self.path, *([self.linked] if self.linked else [])}
 
 
-def choose(texts: Iterable[str], store: Store, settings: Settings, environ: Mapping[str, str]) -> list[Chosen]:
+def choose(
+    texts: Iterable[str],
+    store: Store,
+    settings: Settings,
+    environ: Mapping[str, str],
+    selection: Selection = Selection(),
+) -> list[Chosen]:
     """Resolves every `REF` or `REF=FOLDER`. Raises CheckpointNotFound, SourceNotFound, UsageError."""
-    chosen = [_one(text, store, settings, environ) for text in texts]
+
+    def resolved(text: str, mounts: tuple[str, ...]) -> Chosen:
+        return _resolved(text, mounts, store, settings, environ, selection)
+
+    chosen = [_one(text, resolved, store) for text in texts]
     taken: dict[str, str] = {}
     for each in chosen:
         for name in each.names:
@@ -63,85 +99,175 @@ def choose(texts: Iterable[str], store: Store, settings: Settings, environ: Mapp
     return chosen
 
 
-def _one(text: str, store: Store, settings: Settings, environ: Mapping[str, str]) -> Chosen:
+def _one(text: str, resolved: Callable[[str, tuple[str, ...]], Chosen], store: Store) -> Chosen:
     try:
-        return _resolved(text, (), store, settings, environ)
+        return resolved(text, ())
     except (CheckpointNotFound, SourceNotFound, UsageError):
         ref, equals, folder = text.rpartition("=")  # Lightning's names hold `=`, so the whole text was tried first.
         if not equals or not ref or not folder:
             raise
         try:
             paths.check(folder)
-            return _resolved(ref, (folder,), store, settings, environ)
+            return resolved(ref, (folder,))
         except CheckpointNotFound as error:
             raise CheckpointNotFound(ref=ref, store=store.url, hint=error.hint) from None
 
 
 def _resolved(
-    text: str, names: tuple[str, ...], store: Store, settings: Settings, environ: Mapping[str, str]
+    text: str,
+    mounts: tuple[str, ...],
+    store: Store,
+    settings: Settings,
+    environ: Mapping[str, str],
+    selection: Selection,
 ) -> Chosen:
     ref = reference.parse(text)
-    if ref.kind == "path":
-        folder = os.path.abspath(os.path.expanduser(ref.value))
-        if not os.path.isdir(folder):
-            cause = (
-                "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
-            )
-            raise SourceNotFound(source=text, cause=cause)
-        try:
-            if not os.listdir(folder):
-                raise SourceNotFound(source=text, cause="the folder is empty")
-        except PermissionError as error:
-            raise AccessDenied(what=folder, cause=error.strerror) from error
-        return Chosen(text, names or (reference.parse(folder).mount_name,), folder=folder)
-    if ref.kind == "url":
-        place = open_place(ref.value, timeout=settings.store_timeout, environ=environ)
-        entries = tuple(place.list(""))
-        if not entries:
-            raise SourceNotFound(source=text, cause="nothing is there")
-        paths.check_all(entry.key for entry in entries)
-        return Chosen(text, names or (ref.mount_name,), remote=(place, entries))
+    if ref.kind in ("url", "path"):
+        return _not_stored(text, mounts, settings, environ, selection)
     found = store.resolve(ref).manifest
     own = (ref.mount_name,) if ref.mount_name == found.name or ref.kind != "id" else (ref.mount_name, found.name)
     if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
         own = (ref.value, found.name)
-    return Chosen(text, names or own, manifest=found)
+    files = tuple(file for file in found.files if selection.takes(file.path))
+    if not files:
+        raise SourceNotFound(
+            source=text, cause="none of its files is taken", hint="Check --include, --exclude, --only."
+        )
+    found = msgspec.structs.replace(found, files=files, size=sum(file.size for file in files))
+    return Chosen(text, mounts or own, manifest=found, part=selection.text)
 
 
-def provide(chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes) -> Provided:
-    """Brings an input's bytes to this machine, verified."""
+def _not_stored(
+    text: str, mounts: tuple[str, ...], settings: Settings, environ: Mapping[str, str], selection: Selection
+) -> Chosen:
+    """A folder here, or what has to be fetched or unpacked first."""
+    from launcher.inputs import remote  # HTTP, archives and the hub cost some 30 ms of imports
+
+    found = remote.of_text(text, selection, settings, environ)
+    folder = os.path.abspath(os.path.expanduser(remote.local_path(text)))
+    if not found:
+        _check_folder(text, folder)
+    if not found and selection:
+        found = remote.of_path(folder, selection, settings.store_timeout)
+    if found:
+        return Chosen(text, mounts or (names.clean(found.name or "checkpoint"),), remote=found)
+    return Chosen(text, mounts or (reference.parse(folder).mount_name,), folder=folder)
+
+
+def _check_folder(text: str, folder: str) -> None:
+    if not os.path.isdir(folder):
+        cause = "it is a file; give the folder that holds it" if os.path.exists(folder) else "there is no such folder"
+        raise SourceNotFound(source=text, cause=cause)
+    try:
+        if not os.listdir(folder):
+            raise SourceNotFound(source=text, cause="the folder is empty")
+    except PermissionError as error:
+        raise AccessDenied(what=folder, cause=error.strerror) from error
+
+
+def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...]:
+    """What the input's pickles hold that is not known to be harmless: by its manifest, else by a look at their headers."""
+    tree: Tree
     if chosen.manifest:
-        path, lease = cache.fetch(store, chosen.manifest, on_bytes)
-        return Provided(chosen, str(path), lease, {})
+        if chosen.manifest.safety is not None and not chosen.part:
+            return chosen.manifest.safety
+        tree = trees.tree_of(store, chosen.manifest)
+    elif chosen.remote and chosen.remote.archive:
+        return ()  # Looked at when it is unpacked: `findings_inside`.
+    elif chosen.remote:
+        place, entries = chosen.remote.place, chosen.remote.entries
+        tree = trees.remote_tree(place, entries, settings.store_timeout, settings.transfer_threads, chosen.text)
+    else:
+        assert chosen.folder
+        tree = Folder.scan(chosen.folder)
+    return safety.look(tree).findings
+
+
+def findings_inside(provided: Provided) -> tuple[str, ...]:
+    """The same of what came as an archive: nobody can look into one before it is unpacked."""
+    packed = provided.chosen.remote and provided.chosen.remote.archive
+    return safety.look(Folder.scan(provided.path)).findings if packed else ()
+
+
+def provide(
+    chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes, linkable: Callable[[], bool] = lambda: False
+) -> Provided:
+    """Brings an input's bytes to this machine, verified. `linkable`: see `NodeCache.fetch`."""
+    if chosen.manifest:
+        path, lease = cache.fetch(store, chosen.manifest, on_bytes, linkable, part=chosen.part)
+        linked = share.folder(store.place, chosen.manifest) if path.name.endswith(share.LINKED) else ""
+        return Provided(chosen, str(path), lease, os.path.realpath(linked) if linked else "")
     if chosen.remote:
-        path, lease = cache.fetch_remote(*chosen.remote, on_bytes)
-        return Provided(chosen, str(path), lease, {})
+        path, lease = cache.fetch_remote(chosen.remote, on_bytes)
+        return Provided(chosen, str(path), lease)
     assert chosen.folder
-    return Provided(chosen, chosen.folder, None, _state(chosen.folder))
+    return Provided(chosen, os.path.realpath(chosen.folder), before=_states(chosen.folder))
 
 
-def verify(provided: Provided, cache: NodeCache) -> None:
-    """After a job that nothing kept from writing: raises InputChanged, and drops the cache's copy, where it did write."""
+def verify(provided: Provided, cache: NodeCache, rung: str) -> None:
+    """After a job on a rung that does not keep everything from it: raises InputChanged, and drops the cache's copy, where it
+    did change something. Content is read again but where Landlock protected it."""
     cause = ""
-    if provided.chosen.manifest:
+    if provided.chosen.manifest and rung != "landlock":
         cause = next(iter(changes(provided.path, provided.chosen.manifest)), "")
-    elif provided.before and _state(provided.path) != provided.before:
-        cause = "a file's size, time or identity is another one than before"
+    if not cause and provided.lease:
+        cause = _younger(provided.path, provided.lease.since)
+    if provided.before:
+        cause = _difference(provided.before, _states(provided.path), links=rung != "landlock")
     if not cause:
         return
-    if provided.chosen.manifest:
-        cache.drop(provided.chosen.manifest.id)
+    if provided.lease:
+        cache.drop(os.path.basename(provided.path))
     raise InputChanged(name=provided.chosen.names[0], cause=cause)
 
 
-def _state(folder: str) -> dict[str, tuple[int, int, int]]:
+class State(NamedTuple):
+    """What a job can change of a file: times in ns."""
+
+    inode: int
+    size: int
+    modified: int
+    mode: int
+    owner: int
+    group: int
+    changed: int
+
+
+def _younger(folder: str, since: int) -> str:
+    """What was changed in a cache entry after `since` (ns): whatever is written, renamed or set sets the inode's change time,
+    which no call can set back."""
+    for parent, _, files in os.walk(folder):
+        for path in (parent, *(os.path.join(parent, name) for name in files)):
+            if os.lstat(path).st_ctime_ns > since:
+                return f"{os.path.relpath(path, folder)} was changed (content, mode, owner, times or attributes)"
+    return ""
+
+
+def _states(folder: str) -> dict[str, State]:
     result = {}
     for parent, _, files in os.walk(folder):
-        for name in files:
-            path = os.path.join(parent, name)
+        for path in (parent, *(os.path.join(parent, name) for name in files)):
             try:
                 status = os.lstat(path)
             except FileNotFoundError:
                 continue
-            result[os.path.relpath(path, folder)] = (status.st_size, status.st_mtime_ns, status.st_ino)
+            result[os.path.relpath(path, folder)] = State(
+                status.st_ino,
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_ctime_ns,
+            )
     return result
+
+
+def _difference(before: dict[str, State], after: dict[str, State], *, links: bool) -> str:
+    """How a folder differs from what it was. `links`: also where only the change time differs, as after a new hard link."""
+    for path in sorted(before.keys() | after.keys()):
+        if path not in after or path not in before:
+            return f"{path} was {'removed' if path in before else 'added'}"
+        if before[path][:-1] != after[path][:-1] or (links and before[path] != after[path]):
+            return f"{path} is another file, or its size, times, mode, owner or attributes are other ones"
+    return ""

@@ -8,14 +8,20 @@
 Locks are held by the kernel and die with their process; nothing here needs cleaning after a kill. The file's modification
 time is the entry's last use. A lock file may be removed only by who holds it exclusively, and counts only while it is the
 one at its path: whoever gets a lock looks again.
+
+Where flock lies (some network file systems give one lock to two at a time, or none at all) it is asked for nothing: every
+process downloads to a partial folder of its own, the first rename makes the entry, and nothing is evicted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import functools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +30,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.checkpoint.manifest import File
+from launcher.ids import new_id
 
 _WAIT = 0.1
 _FORGOTTEN = 86400.0
@@ -36,10 +43,17 @@ class About(msgspec.Struct, frozen=True):
     name: str
     source: str
     files: tuple[File, ...]
+    shared: bool = False
+    """Its files take no space of their own: reflinks or hard links of a local store's."""
 
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def occupied(self) -> int:
+        """Bytes that leave the file system with it."""
+        return 0 if self.shared else self.size
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,8 @@ class Lease:
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
+        self.since = os.fstat(fd).st_ctime_ns
+        """When it was taken, by the file system's own clock: nothing in the entry is younger unless somebody changed it."""
 
     def release(self) -> None:
         if self._fd is not None:
@@ -69,6 +85,26 @@ class Entries:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @functools.cached_property
+    def locks(self) -> bool:
+        """Whether flock tells the truth on this file system: two descriptors never both get a file exclusively."""
+        probe = self.folder / f".flock-{os.getpid()}-{threading.get_ident()}"
+        first = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        second = os.open(probe, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+        except OSError:
+            return False
+        finally:
+            os.close(first)
+            os.close(second)
+            probe.unlink(missing_ok=True)
 
     def path(self, identifier: str) -> Path:
         """Where the entry is, or would be."""
@@ -89,6 +125,8 @@ class Entries:
         for part in ("checkpoints", "partial", "entries"):
             (self.folder / part).mkdir(parents=True, exist_ok=True, mode=0o755)
         path = self.path(identifier)
+        if not self.locks:
+            return self._make_unlocked(identifier, download)
         while True:
             fd = os.open(self._about(identifier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -110,13 +148,35 @@ class Entries:
         partial = self.partial(identifier)
         partial.mkdir(exist_ok=True)
         about = msgspec.json.encode(download(partial))
-        for folder, _, _ in os.walk(partial, topdown=False):
-            if folder != str(partial):
-                os.chmod(folder, 0o555)
+        _close(partial)
         os.ftruncate(fd, 0)
         os.pwrite(fd, about, 0)
         partial.rename(self.path(identifier))
         self.path(identifier).chmod(0o555)
+
+    def _make_unlocked(self, identifier: str, download: Callable[[Path], About]) -> Lease:
+        path = self.path(identifier)
+        if not path.exists():
+            partial = self.partial(f"{identifier}.{new_id()}")
+            partial.mkdir()
+            try:
+                about = msgspec.json.encode(download(partial))
+                _close(partial)
+                # The description first: who finds the entry finds it too. All that write it write the same.
+                written = self.partial(f"{partial.name}.json")
+                written.write_bytes(about)
+                written.replace(self._about(identifier))
+                try:
+                    partial.rename(path)
+                    path.chmod(0o555)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+            finally:
+                remove(partial)  # Where another process was first.
+        fd = os.open(self._about(identifier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.utime(fd)
+        return Lease(fd)
 
     def _current(self, fd: int, identifier: str) -> bool:
         try:
@@ -143,7 +203,10 @@ class Entries:
 
     @contextlib.contextmanager
     def _try(self, identifier: str) -> Iterator[bool]:
-        """Whether nobody has the entry; if so nobody gets it in the block."""
+        """Whether nobody has the entry; if so nobody gets it in the block. Where locks lie, somebody may always have it."""
+        if not self.locks:
+            yield False
+            return
         fd = os.open(self._about(identifier), os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,11 +243,24 @@ class Entries:
             for path in (self.folder / "partial").iterdir():
                 if ".evicted-" in path.name:
                     remove(path)
-                elif time.time() - path.stat().st_mtime > _FORGOTTEN:
+                elif time.time() - _last_change(path) > _FORGOTTEN:
                     with contextlib.suppress(FileNotFoundError), self._try(path.name) as free:
                         if free:
                             remove(path)
                             self._about(path.name).unlink()
+                    if not self.locks:
+                        remove(path)
+
+
+def _last_change(path: Path) -> float:
+    return max(found.lstat().st_mtime for found in (path, *path.rglob("*")))
+
+
+def _close(folder: Path) -> None:
+    """Takes write permission from every folder below one; the one itself is still to be renamed."""
+    for parent, _, _ in os.walk(folder, topdown=False):
+        if parent != str(folder):
+            os.chmod(parent, 0o555)
 
 
 def _lock(fd: int, kind: int, wait: Callable[[], None]) -> None:
@@ -198,7 +274,11 @@ def _lock(fd: int, kind: int, wait: Callable[[], None]) -> None:
 
 def remove(folder: Path) -> None:
     """Removes a tree without write permission; one that somebody else removes at the same time is no error."""
-    for parent, _, _ in os.walk(folder):
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(parent, 0o755)
+    with contextlib.suppress(FileNotFoundError):
+        folder.chmod(0o755)
+    for parent, folders, _ in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in folders):  # Before it is read: overlayfs leaves mode 000.
+            with contextlib.suppress(FileNotFoundError):
+                if not os.path.islink(path):
+                    os.chmod(path, 0o755)
     shutil.rmtree(folder, ignore_errors=True)

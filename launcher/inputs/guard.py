@@ -1,249 +1,254 @@
 """Puts the input checkpoints where the job expects them, read-only, then becomes the job.
 
 Run as a program by the launcher, `python -I -S guard.py PLAN COMMAND…`, so it imports nothing but the standard library and
-nothing of ours. PLAN is JSON:
+its two neighbours that do the same. PLAN is JSON, with canonical paths, all of existing folders:
 
     rungs   ways to try, in order: bind, userns, landlock, permissions, none
-    mounts  [[source, target], …]: existing folders; each target is an empty folder in the input directory
+    input   the input directory, read-only itself
+    mounts  [[source, target], …]: each target is an empty folder in the input directory
+    views   {target: changes}: inputs that the job may write. `changes` is a folder with `upper` and `work`, for a
+            copy-on-write view by overlayfs (bind and userns only), or empty: the source is the job's own copy
     hide    folders that hold the same bytes under another path (the node cache): read-only too
+    caches  [[variable, default, replacement], …]: set to the replacement where the job cannot write the default
     report  a file descriptor that takes one JSON object: rung, refused {rung: why}, notes, error
 
 The first rung that holds is reported; the descriptor is closed by the exec. A process of its own, because a mount
 namespace, a user namespace, Landlock and dropped capabilities are for the job and never for the launcher.
+
+`probe` instead of the rest of PLAN, with `rungs`: which rung would hold, and why overlayfs would not work with changes in
+the folder `probe`, an empty one that the caller removes; the answer is one JSON object on stdout.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import struct
+import stat
 import sys
+from collections.abc import Callable
+from typing import Any
 
-_libc = ctypes.CDLL(None, use_errno=True)
+if __name__ == "__main__":
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-_MOUNT_SETATTR, _AT_EMPTY_PATH, _AT_RECURSIVE = 442, 0x1000, 0x8000
-_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446
-_LANDLOCK_RULE_PATH_BENEATH, _LANDLOCK_VERSION = 1, 1
-# WRITE_FILE, REMOVE_DIR, REMOVE_FILE, MAKE_CHAR … MAKE_SYM (ABI 1), REFER (2), TRUNCATE (3)
-_LANDLOCK_WRITE = 1 << 1 | 0b1111111110000
-_LANDLOCK_REFER, _LANDLOCK_TRUNCATE = 1 << 13, 1 << 14
-_FILE_RIGHTS = 1 << 1 | _LANDLOCK_TRUNCATE
+from launcher.inputs import kernel
+from launcher.inputs import landlock as landlocked
+from launcher.inputs.kernel import check, libc, prctl
+
 # With these, root could undo a mount or reach the bytes around it: DAC_READ_SEARCH, SYS_MODULE, SYS_RAWIO, SYS_PTRACE,
 # SYS_ADMIN, SYS_BOOT, MKNOD.
 _DROPPED = (2, 16, 17, 19, 21, 22, 27)
+_COPIED_UP = 1 << 20
+"""Bytes up to which a view's file is made writable for an ordinary user at once, which copies it."""
 
-Mounts = list[list[str]]
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return result
+Plan = dict[str, Any]
 
 
-def _mount(source: str, target: str, flags: int) -> None:
-    _check(_libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None), f"mount {target}")
+def _enter(rung: str) -> None:
+    """Into a mount namespace of one's own; as an ordinary user by a user namespace in which he keeps his uid."""
+    if rung == "bind":
+        check(libc.unshare(kernel.CLONE_NEWNS), "unshare")
+    else:
+        uid, gid = os.geteuid(), os.getegid()
+        if uid == 0:
+            raise OSError(0, "the job would be root in its namespace and could undo the mount")
+        check(libc.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS), "unshare")
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    kernel.mount("none", "/", kernel.MS_REC | kernel.MS_PRIVATE)
 
 
-def _read_only(target: str) -> None:
-    """Sets ro,nosuid,nodev on a mount and everything below it, leaving its other flags as they are."""
-    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV, 0, 0, 0)
-    fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        result = _libc.syscall(
-            _MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes))
-        )
-        if result < 0:
-            _mount("none", target, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)  # kernels before 5.12
-    finally:
-        os.close(fd)
-    if not os.statvfs(target).f_flag & os.ST_RDONLY:
-        raise OSError(0, f"{target} is still writable after the mount")
+def _bind_all(plan: Plan, *, unprivileged: bool) -> None:
+    # The input directory first: as a mount it can be neither renamed nor filled, and the inputs are mounted upon it.
+    for path in [*plan["hide"], plan["input"]]:
+        kernel.bind(path, path)
+        kernel.read_only(path)
+    for source, target in plan["mounts"]:
+        changes = plan["views"].get(target)
+        if changes:
+            kernel.overlay(source, changes, target, unprivileged=unprivileged)
+            _open_view(target, files=unprivileged)
+        else:
+            kernel.bind(source, target)
+            if changes is None:
+                kernel.read_only(target)
 
 
-def _bind_all(mounts: Mounts, hide: list[str]) -> None:
-    _mount("none", "/", MS_REC | MS_PRIVATE)
-    for source, target in [*mounts, *([path, path] for path in hide)]:
-        # By descriptors that never follow a link: neither end can be swapped between the check and the mount.
-        source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        target_fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            _mount(f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{target_fd}", MS_BIND | MS_REC)
-        finally:
-            os.close(source_fd)
-            os.close(target_fd)
-        _read_only(target)
+def _open_view(folder: str, *, files: bool) -> None:
+    """Write permission in a view: every folder, and `files` that are cheap to copy. Others an ordinary user replaces, or
+    makes writable himself, which copies them; root needs no permission."""
+    for parent, _, names in os.walk(folder):
+        os.chmod(parent, 0o755)
+        for path in [os.path.join(parent, name) for name in names if files]:
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode) and status.st_size <= _COPIED_UP:
+                os.chmod(path, status.st_mode | 0o200)
 
 
-def bind(mounts: Mounts, hide: list[str]) -> list[str]:
+def bind(plan: Plan) -> list[str]:
     """Bind mounts in a mount namespace of the job's own. Needs CAP_SYS_ADMIN."""
-    _check(_libc.unshare(CLONE_NEWNS), "unshare")
-    _bind_all(mounts, hide)
+    _enter("bind")
+    _bind_all(plan, unprivileged=False)
     for capability in _DROPPED:
-        _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl")
-    _libc.prctl(_PR_CAP_AMBIENT, 4, 0, 0, 0)
+        prctl(kernel.PR_CAPBSET_DROP, capability)
+    libc.prctl(kernel.PR_CAP_AMBIENT, 4, 0, 0, 0)
     return ["the job has no CAP_SYS_ADMIN and no CAP_SYS_PTRACE"] if os.geteuid() == 0 else []
 
 
-def userns(mounts: Mounts, hide: list[str]) -> list[str]:
+def userns(plan: Plan) -> list[str]:
     """The same in a user namespace, in which the caller keeps his own uid. Needs no privilege."""
-    uid, gid = os.geteuid(), os.getegid()
-    if uid == 0:
-        raise OSError(0, "the job would be root in its namespace and could undo the mount")
-    _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNS), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    _bind_all(mounts, hide)
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    _enter("userns")
+    _bind_all(plan, unprivileged=True)
+    prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     return ["the job cannot gain privileges (sudo, setuid programs)"]
 
 
-def landlock(mounts: Mounts, hide: list[str]) -> list[str]:
-    """Landlock: the job may write everywhere but below the inputs. No privilege, holds for root too.
-
-    Landlock only grants, so every entry beside the path to a protected folder is granted; a folder that is an ancestor of
-    one cannot be granted itself, and the job cannot make new entries directly in it.
-    """
-    version = _libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
-    _check(version, "landlock")
-    handled = _LANDLOCK_WRITE | (_LANDLOCK_REFER if version >= 2 else 0) | (_LANDLOCK_TRUNCATE if version >= 3 else 0)
-    if version < 3:
-        raise OSError(0, f"Landlock ABI {version} cannot forbid truncation")
-    _link(mounts)
-    protected = {os.path.realpath(path) for path in [*(source for source, _ in mounts), *hide]}
-    protected |= {os.path.dirname(os.path.abspath(target)) for _, target in mounts}
-    attribute = struct.pack("=Q", handled)
-    ruleset = _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(8), 0), "landlock")
-    closed = []
-    pending = ["/"]
-    while pending:
-        folder = pending.pop()
-        try:
-            entries = os.listdir(folder)
-        except OSError:
-            continue
-        closed.append(folder)
-        for entry in entries:
-            path = os.path.join(folder, entry)
-            # A link is granted where it points to, if at all: following it here could grant a protected folder's ancestor.
-            if path in protected or os.path.islink(path):
-                continue
-            if any(each.startswith(f"{path}/") for each in protected):
-                pending.append(path)
-                continue
-            try:
-                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                rights = handled if os.path.isdir(path) else handled & _FILE_RIGHTS
-                rule = struct.pack("=Qi", rights, fd)
-                _check(
-                    _libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0), f"landlock {path}"
-                )
-            except OSError:
-                pass  # A link or a vanished entry: what is not granted stays closed.
-            finally:
-                os.close(fd)
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-    _check(_libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0), "landlock")
-    os.close(ruleset)
-    return [f"the job cannot gain privileges, mount, or make new entries directly in: {' '.join(sorted(closed))}"]
+def landlock(plan: Plan) -> list[str]:
+    """Landlock, see there."""
+    landlocked.version()
+    _link(plan)
+    protected = {source for source, target in plan["mounts"] if target not in plan["views"]}
+    closed = landlocked.restrict({*protected, *plan["hide"], plan["input"]})
+    return [
+        f"the job cannot gain privileges, mount, or make new entries directly in: {' '.join(closed)}",
+        "modes, owners and times of the input's files are compared after the job",
+    ]
 
 
-def permissions(mounts: Mounts, hide: list[str]) -> list[str]:
+def permissions(plan: Plan) -> list[str]:
     """Only the missing write permission of the files; the owner could give it back, root need not."""
     if os.geteuid() == 0:
         raise OSError(0, "permissions do not hold for root")
-    _link(mounts)
+    _link(plan)
     return ["the input is verified after the job"]
 
 
-def none(mounts: Mounts, hide: list[str]) -> list[str]:
+def none(plan: Plan) -> list[str]:
     """Nothing but the check after the job."""
-    _link(mounts)
+    _link(plan)
     return ["NOTHING keeps the job from changing its input; it is verified after the job"]
 
 
-def _link(mounts: Mounts) -> None:
-    for source, target in mounts:
-        if os.path.realpath(target) != os.path.realpath(source):
-            os.rmdir(target)
-            os.symlink(source, target)
+def _link(plan: Plan) -> None:
+    """A link at each target, made in the very folder that was chosen, whatever is swapped meanwhile."""
+    for source, target in plan["mounts"]:
+        os.close(kernel.open_folder(source))
+        folder = kernel.open_folder(os.path.dirname(target))
+        try:
+            name = os.path.basename(target)
+            os.rmdir(name, dir_fd=folder)
+            os.symlink(source, name, dir_fd=folder)
+        finally:
+            os.close(folder)
 
 
 RUNGS = {"bind": bind, "userns": userns, "landlock": landlock, "permissions": permissions, "none": none}
 
 
-def _protect(plan: dict[str, object]) -> dict[str, object]:
-    mounts: Mounts = plan["mounts"]  # type: ignore[assignment]
-    hide: list[str] = plan["hide"]  # type: ignore[assignment]
-    rungs: list[str] = plan["rungs"]  # type: ignore[assignment]
+def _protect(plan: Plan) -> dict[str, Any]:
     refused: dict[str, str] = {}
-    if not mounts:
+    if not plan["mounts"]:
         return {"rung": "", "refused": {}, "notes": []}
-    for rung in rungs:
+    for rung in plan["rungs"]:
         # Tried in a child first: a rung that fails halfway must leave no trace in this process.
-        if rung in ("bind", "userns") and not _possible(rung, refused):
+        if rung in ("bind", "userns") and (cause := _trial(lambda rung=rung: _enter(rung))):  # type: ignore[misc]
+            refused[rung] = cause
             continue
         try:
-            return {"rung": rung, "refused": refused, "notes": RUNGS[rung](mounts, hide)}
+            return {"rung": rung, "refused": refused, "notes": RUNGS[rung](plan)}
         except OSError as error:
             refused[rung] = error.strerror or str(error)
             if rung in ("bind", "userns"):
                 return {"error": f"{rung}: {refused[rung]}", "refused": refused}
-    return {
-        "error": "no rung holds: " + "; ".join(f"{rung}: {why}" for rung, why in refused.items()),
-        "refused": refused,
-    }
+    why = "; ".join(f"{rung}: {why}" for rung, why in refused.items())
+    return {"error": f"no rung holds: {why}", "refused": refused}
 
 
-def _possible(rung: str, refused: dict[str, str]) -> bool:
-    if rung == "userns" and os.geteuid() == 0:
-        refused[rung] = "the job would be root in its namespace and could undo the mount"
-        return False
-    flags = CLONE_NEWNS | (CLONE_NEWUSER if rung == "userns" else 0)
+def _trial(action: Callable[[], None]) -> str:
+    """Why an action fails in a child process; empty where it does not."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            _check(_libc.unshare(flags), "unshare")
-            _mount("none", "/", MS_REC | MS_PRIVATE)
+            action()
+            os._exit(0)
         except OSError as error:
-            os.write(writer, (error.strerror or "refused").encode())
-        os._exit(0)
+            os.write(writer, (error.strerror or str(error)).encode())
+        finally:
+            os._exit(1)
     os.close(writer)
     with os.fdopen(reader, "rb") as file:
         cause = file.read().decode()
-    os.waitpid(child, 0)
-    if cause:
-        refused[rung] = cause
-    return not cause
+    _, status = os.waitpid(child, 0)
+    return cause or ("refused" if status else "")
+
+
+def _probe(plan: Plan) -> dict[str, str]:
+    """The first rung that would hold, and why overlayfs would not (empty: it would)."""
+    for rung in plan["rungs"]:
+        if rung not in ("bind", "userns"):
+            return {"rung": rung, "overlay": f"the rung {rung} cannot mount"}
+        if _trial(lambda rung=rung: _enter(rung)):  # type: ignore[misc]
+            continue
+
+        def overlay(rung: str = rung, scratch: str = plan["probe"]) -> None:
+            _enter(rung)
+            for part in ("upper", "work", "lower", "view"):
+                os.mkdir(f"{scratch}/{part}")
+            kernel.overlay(f"{scratch}/lower", scratch, f"{scratch}/view", unprivileged=rung == "userns")
+
+        return {"rung": rung, "overlay": _trial(overlay)}
+    return {"rung": "", "overlay": "no rung holds"}
+
+
+def _set_caches(caches: list[list[str]]) -> list[str]:
+    """Points a library to another cache folder where the job cannot write its default. Tried, not asked: neither the
+    permission bits nor access(2) know of Landlock."""
+    moved = []
+    for variable, default, replacement in caches:
+        folder = default
+        while not os.path.isdir(folder) and folder != "/":
+            folder = os.path.dirname(folder)
+        try:
+            os.mkdir(probe := os.path.join(folder, f".launcher-{os.getpid()}"))
+            os.rmdir(probe)
+        except OSError:
+            try:
+                os.makedirs(replacement, mode=0o700, exist_ok=True)
+            except OSError:
+                continue
+            os.environ[variable] = replacement
+            moved.append(variable)
+            if variable == "HF_HOME":
+                _keep_hub(default)
+    return [f"in the node cache, as the job cannot write the default: {', '.join(moved)}"] if moved else []
+
+
+def _keep_hub(default: str) -> None:
+    """Models and the token that lie in an HF_HOME without write permission (an image's) are still found."""
+    for variable, path in (("HF_HUB_CACHE", f"{default}/hub"), ("HF_TOKEN_PATH", f"{default}/token")):
+        if os.path.exists(path):
+            os.environ.setdefault(variable, path)
 
 
 def main(arguments: list[str]) -> int:
     """Protects, reports, executes. Returns only when the command cannot be executed: 126 or 127."""
     plan = json.loads(arguments[0])
+    if "probe" in plan:
+        print(json.dumps(_probe(plan)))
+        return 0
     report_fd: int = plan["report"]
     os.set_inheritable(report_fd, False)
     result = _protect(plan)
     if "error" in result:
         os.write(report_fd, json.dumps(result).encode())
         return 73
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    for number in (
-        signal.SIGPIPE,
-        signal.SIGXFSZ,
-        signal.SIGIO,
-    ):  # Ignored by us, and what is ignored stays so over an exec.
+    result["notes"] += _set_caches(plan["caches"])
+    libc.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    # What is ignored stays so over an exec, and Python ignores these.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGIO):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.write(report_fd, json.dumps(result).encode() + b"\n")

@@ -1,13 +1,14 @@
 """The job folder: where a job's record, events, logs, outputs and captures lie on this machine.
 
 <data>/jobs/<name>/<id>/
-  lock            held (flock) by the launcher that runs it; the kernel frees it however that process ends
+  lock            held (flock) by the launcher that runs it and its uploader; the kernel frees it however they end
   record.json     JobRecord
   events.jsonl    every event, appended
   result.json     Outcome of the last attempt
   logs/           job.log (all output as it came), rank-R.log
   input-checkpoint/  output-checkpoint/  output/
   spool/          captures that are not stored yet
+  unstored        there from before the job starts until everything whole that it wrote is in the store
 """
 
 from __future__ import annotations
@@ -82,13 +83,19 @@ class JobFolder:
         near = nearest(name, known)
         raise JobNotFound(name=name, hint=f"Nearest names: {', '.join(near)}" if near else None)
 
-    def take(self) -> bool:
-        """Tries to become the one process that works on this job."""
-        try:
-            self._acquire()
-        except BlockingIOError:
-            return False
-        return True
+    def take(self, wait: float = 0.0) -> bool:
+        """Tries to become the one process that works on this job. `wait`: seconds that the uploader of a launcher which is
+        gone gets to end too."""
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                self._acquire()
+            except BlockingIOError:
+                if time.monotonic() > deadline or _lives(self.owner()):
+                    return False
+                time.sleep(0.02)
+            else:
+                return True
 
     def _acquire(self) -> None:
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -100,6 +107,25 @@ class JobFolder:
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
         self._lock = fd
+
+    @property
+    def lock(self) -> int:
+        """The descriptor that holds the lock, for a child that works on this job too."""
+        assert self._lock is not None
+        return self._lock
+
+    @property
+    def owes(self) -> bool:
+        """Whether something whole may not be in the store yet."""
+        return os.path.exists(self.path / "unstored")
+
+    def owe(self) -> None:
+        """The job begins to write: from now on, whoever finds this folder without a launcher has something to store."""
+        (self.path / "unstored").touch()
+
+    def settle(self) -> None:
+        """Everything whole is in the store."""
+        (self.path / "unstored").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -134,15 +160,23 @@ class JobFolder:
         """The record as last written."""
         return msgspec.json.decode((self.path / "record.json").read_bytes(), type=JobRecord)
 
-    def write(self, record: JobRecord) -> None:
-        """Replaces the record."""
-        write_atomically(str(self.path / "record.json"), msgspec.json.format(msgspec.json.encode(record), indent=1))
+    def write(self, record: JobRecord, *, durable: bool = True) -> None:
+        """Replaces the record. Not `durable`: it survives a crash of ours, not of the machine."""
+        body = msgspec.json.format(msgspec.json.encode(record), indent=1)
+        write_atomically(str(self.path / "record.json"), body, durable=durable)
 
     def delete(self) -> None:
         """Removes everything of this job from this machine (not from the store)."""
         shutil.rmtree(self.path)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
+
+
+def of_name(data_dir: str, name: str) -> Iterator[JobFolder]:
+    """The folders of the jobs of this name, oldest first."""
+    parent = Path(data_dir, "jobs", names.key(name))
+    for identifier in _ids(parent):
+        yield JobFolder(parent / identifier)
 
 
 def every(data_dir: str) -> Iterator[JobFolder]:
@@ -152,6 +186,14 @@ def every(data_dir: str) -> Iterator[JobFolder]:
         for parent in sorted(root.iterdir()):
             for identifier in _ids(parent):
                 yield JobFolder(parent / identifier)
+
+
+def _lives(pid: int | None) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _ids(parent: Path) -> list[str]:

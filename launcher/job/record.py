@@ -59,6 +59,16 @@ class Attempt(msgspec.Struct, kw_only=True):
     device: str = ""
     phases: dict[str, float] = {}
     """Seconds each phase took."""
+    output: str = ""
+    """The output directory on this machine."""
+    watch: list[str] = []
+    """Further folders that are watched."""
+    world_size: int | None = None
+    """Processes that write, where known."""
+    bytes_sent: int = 0
+    """Of checkpoints, to the store."""
+    bytes_saved: int = 0
+    """Of checkpoints: what the store had already, from the one before."""
     outcome: Outcome | None = None
 
 
@@ -71,7 +81,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     spec: JobSpec
     attempts: list[Attempt] = []
     checkpoints: list[str] = []
-    """Ids of what was committed, oldest first."""
+    """Ids of what was committed, oldest first, each once."""
     skipped: list[dict[str, Any]] = []
     """What was seen and not collected: name and reason."""
     source: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
+from launcher.job import keep as rules
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -29,6 +31,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
     """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    include: tuple[str, ...] = ()
+    """Of the input checkpoints, only files that match one of these globs: *.json, tokenizer/*. Default: all."""
+    exclude: tuple[str, ...] = ()
+    """Of the input checkpoints, no file that matches one of these globs."""
+    only: Literal["all", "inference"] = "all"
+    """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
+    input_writable: bool = False
+    """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Accelerators on each node, and so processes that torchrun starts there."""
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
@@ -49,14 +59,20 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Docker runner: size of /dev/shm. Default: half of the machine's memory."""
     env: dict[str, str] = {}
     """Variables of the job."""
+    secret: dict[str, str] = {}
+    """Variables of the job whose values are secrets (`launcher secret`): variable to the secret's name."""
     work_dir: str = ""
     """Where the command runs. Default: the current folder, or the repository."""
     repository_url: str = ""
     """The code's git repository, cloned into the job folder."""
     repository_revision: str = ""
     """Branch, tag or commit of it."""
+    watch: tuple[str, ...] = ()
+    """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
+    keep: str = ""
+    """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
     """How long files must be quiet before a checkpoint that nothing proves whole counts as written."""
     bandwidth: Rate = 0
@@ -65,9 +81,15 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What captured checkpoints may hold on this machine until they are stored: a size, or a share of the free space."""
     when_full: Literal["keep-all", "newest"] = "keep-all"
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
+    pickles: Literal["allow", "warn", "deny"] = "warn"
+    """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
+
+    def keep_rules(self) -> rules.Keep | None:
+        """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
+        return rules.parse(self.keep) if self.keep else None
 
 
-LISTS = frozenset({"checkpoint", "command"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
 
 
 def load(
@@ -82,13 +104,13 @@ def load(
     Raises UsageError that lists every mistake of every layer.
     """
     fields = [field.name for field in msgspec.structs.fields(JobSpec)]
-    plain = [name for name in fields if name not in {"command", "env", "kind"}]
+    plain = [name for name in fields if name not in {"command", "env", "kind", "secret"}]
     layers: list[tuple[str, Mapping[str, Any]]] = [
         ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
     ]
     variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
-    if "checkpoint" in variables:
-        variables["checkpoint"] = [part.strip() for part in variables["checkpoint"].split(",") if part.strip()]
+    for key in variables.keys() & (LISTS - {"command"}):
+        variables[key] = [part.strip() for part in variables[key].split(",") if part.strip()]
     layers.append(("LAUNCHER_{KEY}", variables))
     mistakes: list[str] = []
     if file:
@@ -139,9 +161,22 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append("--repository-revision without --repository-url")
     if spec.repository_url and spec.work_dir:
         mistakes.append("--work-dir and --repository-url exclude each other")
-    for key in spec.env:
-        if not key or "=" in key or "\0" in key:
-            mistakes.append(f"--env: {key!r} is no name of a variable")
+    try:
+        spec.keep_rules()
+    except ValueError as error:
+        mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    if spec.watch and spec.runner == "docker":
+        mistakes.append(
+            "--watch is not for --runner docker: only what lies in the output directory leaves the container"
+        )
+    folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
+    for each in sorted({each for each in folders if folders.count(each) > 1}):
+        mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
+    for flag, keys in (("--env", spec.env), ("--secret", spec.secret)):
+        for key in keys:
+            if not key or "=" in key or "\0" in key:
+                mistakes.append(f"{flag}: {key!r} is no name of a variable")
+    mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
     return mistakes
 
 
@@ -153,4 +188,15 @@ def parse_env(pairs: typing.Iterable[str], environ: Mapping[str, str]) -> dict[s
         if not equals and key not in environ:
             raise UsageError(what=f"--env {key}: the variable is not set here; write --env {key}=VALUE.")
         result[key] = value if equals else environ[key]
+    return result
+
+
+def parse_secrets(pairs: typing.Iterable[str]) -> dict[str, str]:
+    """`VARIABLE=NAME` pairs, and `NAME` alone for a variable of the same name. Raises UsageError."""
+    result = {}
+    for pair in pairs:
+        variable, equals, name = pair.partition("=")
+        result[variable] = name if equals else variable
+        if not result[variable]:
+            raise UsageError(what=f"--secret {pair}: write --secret VARIABLE=NAME.")
     return result

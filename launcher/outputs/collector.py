@@ -1,158 +1,204 @@
-"""Turns captures into commits, in a thread beside the job; owns the queue and the deadline.
+"""What is captured and not stored yet: the queue, the uploader that works it off, and what to do when it grows.
 
-The training never waits for it. What cannot be stored now stays in the spool and is tried again at the end of the job and
-by `launcher recover`.
+The training never waits for it. The spool is its journal: a capture is written down there before it is queued and removed
+after its commit is recorded, so that a crash at any point leaves what `launcher recover` finishes under the same id.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
-from launcher import __version__
-from launcher.checkpoint import formats
-from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Origin, Ready
-from launcher.errors import LauncherError
+from launcher.checkpoint import safety
 from launcher.events import Emit, event
-from launcher.ids import new_id
 from launcher.outputs import capture as captures
 from launcher.outputs.capture import Capture
-from launcher.store.store import Aborted, Checkpoint, Store
-from launcher.store.upload import Changed, upload_files
-from launcher.text import duration
-from launcher.text import size as as_size
+from launcher.outputs.spool import Spool
+from launcher.outputs.uploader import Answer, Ended, Failed, Refused, Stored, Superseded, Uploader
+from launcher.text import duration, size
 
-
-def store_capture(store: Store, capture: Capture, job: str, *, threads: int) -> Checkpoint:
-    """Uploads and commits one capture. Idempotent: its id is the checkpoint's, so a second time only finishes the first.
-
-    Raises Changed (the files are others now), FileNotFoundError (they are gone), LauncherError.
-    """
-    tree = capture.tree()
-    format = formats.by_name(capture.format)
-    identifier = capture.id
-    while True:
-        files = upload_files(
-            store,
-            identifier,
-            capture.root,
-            capture.files,
-            threads=threads,
-            on_bytes=lambda count: None,
-            unchanged=capture.unchanged,
-        )
-        manifest = Manifest(
-            schema=SCHEMA,
-            id=identifier,
-            name=capture.name,
-            created=capture.captured,
-            writer=__version__,
-            format=capture.format,
-            files=files,
-            size=sum(file.size for file in files),
-            facts=format.facts(tree) if format else Facts(),
-            ready=format.ready(tree) if format else Ready(),
-            origin=Origin(job, capture.job, capture.path, capture.node, capture.attempt),
-            lineage=Lineage(capture.parents, capture.sources, capture.repository, capture.commit, capture.command),
-        )
-        try:
-            return store.commit(manifest)
-        except Aborted:
-            identifier = new_id()  # gc took us for dead and removed the files: everything again under another id.
+_STARTS = 3
+"""How often the uploader is started for one capture before that one is put aside."""
+_STOP = 2.0
+"""Seconds to wait for an uploader that was killed (one in an uninterruptible wait cannot be waited for)."""
+_READY = 3.0
+"""Seconds after which the uploader is started though nothing is captured yet: a job that is over sooner need not have one."""
+_PATIENCE = 30.0
+"""Seconds until a store that did not answer is asked again; a new capture asks at once."""
 
 
 class Collector:
-    """A queue and a thread. `put` from any thread; `drain` once, when nothing more will be put."""
+    """A queue and a thread that talks to the uploader. `put` from any thread; `drain` once, when nothing more will be put.
+
+    `on_committed` and `on_changed` (with the capture's path) are called from its thread.
+    """
 
     def __init__(
         self,
-        store: Store,
-        spool: Path,
-        job: str,
+        uploader: Uploader,
+        spool: Spool,
         *,
-        threads: int,
         emit: Emit,
         on_changed: Callable[[str], None],
-        on_committed: Callable[[Checkpoint], None],
+        on_committed: Callable[[Stored], None],
     ) -> None:
-        self._store = store
+        self._uploader = uploader
         self._spool = spool
-        self._job = job
-        self._threads = threads
         self._emit = emit
         self._on_changed = on_changed
         self._on_committed = on_committed
-        self._queue: queue.SimpleQueue[Capture | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._waiting: list[Capture] = []
+        self._current: Capture | None = None
+        self._closing = self._stopped = False
+        self._stalled = False
+        """The store did not answer last time."""
+        self._tried_again = False
+        """At the end, what was put aside is tried once more."""
         self.pending: list[tuple[Capture, str]] = []
         """What could not be stored yet, and why."""
-        self.committed: list[Checkpoint] = []
+        self.stored: list[Stored] = []
         self.skipped: list[tuple[str, str]] = []
         """(name, reason)"""
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._thread.start()
 
     def put(self, capture: Capture) -> None:
-        self._queue.put(capture)
+        """Queues a capture that is in the spool. Never waits for the store."""
+        with self._changed:
+            self._waiting.append(capture)
+            held = self._held()
+            excess = self._spool.excess(self._waiting, held)
+            self._waiting = [each for each in self._waiting if each not in excess]
+            self._changed.notify()
+        for each in excess:
+            captures.discard(each.id, self._spool.path)
+            reason = (
+                f"--when-full newest: {size(held)} waited to be stored, and --spool is {size(self._spool.limit(held))}"
+            )
+            self.skipped.append((each.name, reason))
+            self._emit(event("checkpoint-skipped", f"Not stored: {each.name}: {reason}", "warning", name=each.name))
+        if not excess and self._spool.rises(held):
+            text = f"{size(held)} of captured checkpoints wait to be stored, more than --spool allows"
+            text += f" ({size(self._spool.limit(held))}): the store is slower than the job saves. "
+            dropped = "Nothing older can be dropped." if self._spool.when_full == "newest" else "All are kept."
+            self._emit(event("spool-full", text + dropped, "warning", held=held, limit=self._spool.limit(held)))
 
     def drain(self, timeout: float, *, cancelled: Callable[[], bool] = lambda: False) -> list[tuple[Capture, str]]:
         """Stores what is left, for at most `timeout` seconds or until `cancelled`; returns what could not be, and why."""
         deadline = time.monotonic() + timeout
-        self._queue.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         while self._thread.is_alive():
+            self._uploader.hurry()
             self._thread.join(0.05)
-            if time.monotonic() > deadline or cancelled():
-                return [(capture, "storing was stopped") for capture in captures.load(self._spool)]
-        failed, self.pending = self.pending, []
-        for capture, reason in failed:
-            if time.monotonic() < deadline and not self.pending:
-                self._store_one(capture)
-            else:
-                self.pending.append((capture, reason))
-        return self.pending
+            if (now := time.monotonic()) > deadline or cancelled():
+                self._stopped = True
+                while self._thread.is_alive() and time.monotonic() < now + _STOP:
+                    self._uploader.kill()
+                    self._thread.join(0.05)
+                break
+        # What the spool still holds is what is not stored, whatever happened here.
+        reasons = {capture.id: reason for capture, reason in self.pending}
+        left = captures.load(self._spool.path)
+        return [(capture, reasons.get(capture.id, "storing was stopped")) for capture in left]
+
+    def _held(self) -> int:
+        known = [*self._waiting, *(capture for capture, _ in self.pending), *([self._current] if self._current else [])]
+        return sum(capture.size for capture in known)
 
     def _run(self) -> None:
-        # Hashing and storing yield to the training, and to the watcher. A thread has a nice value of its own on Linux.
-        with contextlib.suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-        while (capture := self._queue.get()) is not None:
-            self._store_one(capture)
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing, _READY)
+            if not self._closing:
+                self._uploader.start()
+        while capture := self._next():
+            answer = self._ask(capture)
+            if answer:
+                self._take(capture, answer)
+        self._uploader.close()
 
-    def _store_one(self, capture: Capture) -> None:
-        started = time.monotonic()
-        try:
-            checkpoint = store_capture(self._store, capture, self._job, threads=self._threads)
-        except (Changed, FileNotFoundError) as error:
-            captures.discard(capture.id, self._spool)
-            reason = f"{os.path.basename(str(error.args[-1])) or 'a file'} was written again before it was stored"
-            self.skipped.append((capture.name, reason))
-            self._emit(event("checkpoint-superseded", f"{capture.name}: {reason}; the newer state follows", "debug"))
-            self._on_changed(capture.path)
-        except LauncherError as error:
-            self.pending.append((capture, error.text))
-            self._emit(
-                event(
-                    "checkpoint-pending", f"{capture.name} is not stored yet: {error.text}", "warning", error=error.kind
-                )
-            )
-        else:
-            captures.discard(capture.id, self._spool)
-            self.committed.append(checkpoint)
-            self._on_committed(checkpoint)
-            manifest = checkpoint.manifest
-            self._emit(
-                event(
-                    "checkpoint-committed",
-                    f"Stored {checkpoint.label} ({as_size(manifest.size)}, {duration(time.monotonic() - started)})",
-                    id=manifest.id,
-                    name=manifest.name,
-                    version=checkpoint.version,
-                    step=manifest.facts.step,
-                    size=manifest.size,
-                    seconds=round(time.monotonic() - started, 3),
-                )
-            )
+    def _next(self) -> Capture | None:
+        """The next capture to store, oldest first; None at the end."""
+        with self._changed:
+            self._current = None
+            if self._stalled and not self._closing:
+                self._changed.wait(_PATIENCE)
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            if not self._waiting and not self._tried_again:
+                self._tried_again = True
+                self._waiting, self.pending = [capture for capture, _ in self.pending], []
+            if self._waiting and not self._stopped:
+                self._current = self._waiting.pop(0)
+            return self._current
+
+    def _ask(self, capture: Capture) -> Answer | None:
+        how = ""
+        for _ in range(_STARTS):
+            try:
+                return self._uploader.store(capture)
+            except Ended as error:
+                if self._stopped:
+                    return None
+                how = str(error)
+                self._emit(event("uploader-ended", f"The uploader: {how}; it is started again", "debug"))
+        return Failed(f"the uploader failed {_STARTS} times: {how}", "uploader-ended", retryable=False)
+
+    def _take(self, capture: Capture, answer: Answer) -> None:
+        match answer:
+            case Stored():
+                self.stored.append(answer)
+                # In this order: after a crash in between, recovery finds the capture, and its commit by the same id.
+                try:
+                    self._on_committed(answer)
+                except OSError as error:
+                    self._emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
+                captures.discard(capture.id, self._spool.path)
+                self._tell(answer)
+                self._stalled = False
+            case Superseded(reason):
+                captures.discard(capture.id, self._spool.path)
+                self.skipped.append((capture.name, reason))
+                text = f"{capture.name}: {reason}; the newer state follows"
+                self._emit(event("checkpoint-superseded", text, "debug"))
+                self._on_changed(capture.path)
+            case Refused(reason):
+                captures.discard(capture.id, self._spool.path)
+                self.skipped.append((capture.name, reason))
+                self._emit(event("checkpoint-skipped", f"Not collected: {reason}", "warning", name=capture.name))
+            case Failed():
+                if not self._stalled:
+                    text = f"{capture.name} is not stored yet: {answer.reason}"
+                    self._emit(event("checkpoint-pending", text, "warning", error=answer.kind))
+                self._wait_for_better(capture, answer)
+
+    def _wait_for_better(self, capture: Capture, failed: Failed) -> None:
+        """Where the store does not answer, everything waits in its order, so that an older state of a folder never becomes
+        a newer version; where only this capture cannot be stored, it is put aside and the others go on."""
+        with self._changed:
+            if not failed.retryable:
+                self.pending.append((capture, failed.reason))
+            elif self._stalled and self._closing:
+                self.pending += [(each, failed.reason) for each in (capture, *self._waiting)]
+                self._waiting, self._tried_again = [], True
+            else:
+                self._waiting.insert(0, capture)
+                self._stalled = True
+
+    def _tell(self, stored: Stored) -> None:
+        facts: dict[str, Any] = {
+            "id": stored.id, "name": stored.name, "version": stored.version, "step": stored.step, "size": stored.size,
+            "sent": stored.sent, "seconds": stored.seconds,
+        }  # fmt: skip
+        if stored.repeated:
+            text = f"Unchanged: {stored.label} has the same files"
+            self._emit(event("checkpoint-unchanged", text, **facts))
+            return
+        known = f", {size(stored.saved)} of it were there already" if stored.saved else ""
+        text = f"Stored {stored.label} ({size(stored.size)}{known}, {duration(stored.seconds)})"
+        self._emit(event("checkpoint-committed", text, **facts))
+        safety.warn(stored.findings, "warn", stored.label, self._emit)

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO = 0x4, 0x8, 0x40, 0x80
@@ -52,9 +53,10 @@ class Inotify:
         """False once a folder could not be watched (limits): scan more often then."""
         self.fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1")
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "inotify_init1")
         self._add("")
-        self._below("")
+        for _ in self._below(""):
+            pass  # What is there already is the first scan's.
 
     def close(self) -> None:
         os.close(self.fd)
@@ -70,24 +72,22 @@ class Inotify:
         self.complete = self.complete and gone
         return not gone
 
-    def _below(self, folder: str) -> list[Notice]:
-        """Watches every folder below and returns what is there already: it may have come before the watch."""
-        found = []
+    def _below(self, folder: str) -> Iterator[Notice]:
+        """Watches every folder below and tells what is there already: it may have come before the watch."""
         try:
             entries = list(os.scandir(os.path.join(self.root, folder)))
         except OSError:
-            return []
+            return
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             try:
                 is_folder = entry.is_dir(follow_symlinks=False)
             except OSError:
                 continue
-            found.append(Notice(path, (CREATE | ISDIR) if is_folder else CLOSE_WRITE))
+            yield Notice(path, (CREATE | ISDIR) if is_folder else CLOSE_WRITE)
             if is_folder:
                 self._add(path)
-                found += self._below(path)
-        return found
+                yield from self._below(path)
 
     def read(self) -> list[Notice]:
         """What happened since the last call, in order; a new folder's content follows its own notice."""

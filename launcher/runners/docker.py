@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ def user_of(asked: str) -> tuple[str, int | None, int | None]:
     return f"{uid}:{gid}", uid, gid
 
 
+def owner(asked: str) -> tuple[int, int]:
+    """The uid and gid that own what the job may change: -1 keeps the caller's, also where a name is only known inside."""
+    _, uid, gid = user_of(asked)
+    known = os.geteuid() == 0 and uid is not None
+    return (uid, -1 if gid is None else gid) if known and uid is not None else (-1, -1)
+
+
 def plan(
     *,
     image: str,
@@ -50,6 +57,7 @@ def plan(
     env: Mapping[str, str],
     work_dir: str,
     inputs: Sequence[tuple[str, str]],
+    writable: Collection[str],
     output: str,
     folder: str,
     agent: str,
@@ -58,8 +66,12 @@ def plan(
     shm_size: int,
     gpus: int,
 ) -> dict[str, Any]:
-    """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container)."""
-    binds = [{"Type": "bind", "Source": source, "Target": target, "ReadOnly": True} for source, target in inputs]
+    """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
+    the paths in `writable` not read-only."""
+    binds: list[dict[str, Any]] = [
+        {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
+        for source, target in inputs
+    ]
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})

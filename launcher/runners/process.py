@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
-from launcher.inputs import guard
+from launcher.inputs import kernel
+from launcher.inputs.protection import Protection, program
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
-_LEFTOVER_GRACE = 5.0
+LEFTOVER_GRACE = 5.0
 """Seconds that processes get which outlive the job's main process, between SIGTERM and SIGKILL."""
 
 
@@ -30,26 +31,26 @@ class Process:
         *,
         env: Mapping[str, str],
         work_dir: str,
-        mounts: Sequence[tuple[str, str]],
-        hide: Sequence[str],
-        rungs: Sequence[str],
+        protection: Protection,
         log: Path,
         ranks: int = 1,
+        spared: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log.
+        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the child of the
+        launcher that is not the job's (the uploader).
 
         Raises CommandNotFound, CommandNotExecutable, MountFailed.
         """
         become_subreaper()
+        self._spared = spared
         report_reader, report_writer = os.pipe()
-        plan = {"rungs": list(rungs), "mounts": list(mounts), "hide": list(hide), "report": report_writer}
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         out_reader, out_writer = os.pipe()
         err_reader, err_writer = os.pipe()
         self._fds = [out_reader, err_reader, self._log]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__, json.dumps(plan), *command],
+                [*program(protection.plan(report_writer)), *command],
                 env=dict(env),
                 cwd=work_dir,
                 stdout=out_writer,
@@ -87,12 +88,13 @@ class Process:
             if self._process.returncode == 127:
                 raise CommandNotFound(command=command[0])
             raise CommandNotExecutable(command=command[0], cause=failed["exec"])
-        return reports[0]["rung"], "; ".join(reports[0]["notes"])
+        refused = [f"{rung} was not to be had: {cause}" for rung, cause in reports[0]["refused"].items()]
+        return reports[0]["rung"], "; ".join([*reports[0]["notes"], *refused])
 
     def poll(self) -> Exit | None:
         if self._exit is None:
             code = self._process.poll()
-            reap(self.pid if code is None else 0)
+            reap(self.pid if code is None else None, self._spared())
             if code is not None:
                 self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
         return self._exit
@@ -103,13 +105,13 @@ class Process:
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        for pid in descendants():
+        for pid in descendants(self._spared()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def close(self) -> list[str]:
-        left = [f"{name(pid)} ({pid})" for pid in descendants()]
-        end_tree(_LEFTOVER_GRACE)
+        left = [f"{name(pid)} ({pid})" for pid in descendants(self._spared())]
+        end_tree(LEFTOVER_GRACE, self._spared)
         if self._fds:
             for pump in self._pumps:
                 pump.join(2.0)
@@ -124,28 +126,54 @@ class Process:
 
 def become_subreaper() -> None:
     """Orphans below this process become its children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    guard._libc.prctl(36, 1, 0, 0, 0)
+    kernel.prctl(36, 1)
 
 
-def reap(keep: int = 0) -> None:
-    """Collects every dead child but `keep`, for which somebody else waits."""
+def reap(*keep: int | None) -> None:
+    """Collects dead children, up to the first of `keep`, for which somebody else waits."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid == keep:
+        if found is None or found.si_pid in keep:
             return
         with contextlib.suppress(ChildProcessError):
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def end_tree(grace: float) -> None:
-    """Ends every process below this one: SIGTERM, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s
-    after the SIGKILL (a process in an uninterruptible wait cannot be waited for)."""
+def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> None:
+    """Ends every process below this one but the spared (see `_end`)."""
+    _end(lambda: descendants(spared()), grace)
+
+
+def end_job(job: str, grace: float) -> list[str]:
+    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited.
+
+    Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
+    """
+    mark = f"LAUNCHER_JOB_ID={job}".encode()
+
+    def living() -> list[int]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and int(entry) != os.getpid():
+                with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        found.append(int(entry))
+        return found
+
+    words = [f"{name(pid)} ({pid})" for pid in living()]
+    _end(living, grace)
+    return words
+
+
+def _end(living: Callable[[], list[int]], grace: float) -> None:
+    """SIGTERM to each of them, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s after the SIGKILL (a
+    process in an uninterruptible wait cannot be waited for)."""
     deadline = time.monotonic() + grace
     sent: set[int] = set()
-    while pids := descendants():
+    while pids := living():
         late = time.monotonic() > deadline
         for pid in pids:
             if pid not in sent or late:
@@ -159,8 +187,8 @@ def end_tree(grace: float) -> None:
     reap()
 
 
-def descendants() -> list[int]:
-    """Process ids below this process that are not zombies, from /proc."""
+def descendants(spared: int | None = None) -> list[int]:
+    """Process ids below this process that are not zombies, from /proc; without the spared child and what is below it."""
     parents: dict[int, tuple[int, str]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -169,6 +197,8 @@ def descendants() -> list[int]:
                     fields = file.read().rpartition(")")[2].split()
                 parents[int(entry)] = int(fields[1]), fields[0]
     me = os.getpid()
+    if spared:
+        parents.pop(spared, None)
     found = []
     for pid in parents:
         ancestor, depth = pid, 0

@@ -5,6 +5,9 @@ checkpoints/<id>/<path>             the files as the job wrote them: any tool ca
 manifests/<id>.json                 the commit point, created last and exclusively
 names/<key>/v00000001.json          {checkpoint id}; exclusive creation hands out version numbers
 deleted/<id>.json                   tombstones
+pins/<id>.json                      a person wants to keep it
+uses/<id>/<job id>.json             a job was started from it
+clock/<id>                          written and removed at once: what time the store has
 jobs/<id>/…                         record.json, events.jsonl, logs/, outputs/
 """
 
@@ -15,14 +18,19 @@ import re
 from launcher import names
 
 STORE = "store.json"
+FILES = "checkpoints/"
 MANIFESTS = "manifests/"
 NAMES = "names/"
+TOMBSTONES = "deleted/"
+PINS = "pins/"
+USES = "uses/"
+CLOCK = "clock/"
 _VERSION = re.compile(r"v([0-9]{8})\.json")
 
 
 def files(checkpoint: str) -> str:
     """The prefix of a checkpoint's files."""
-    return f"checkpoints/{checkpoint}/"
+    return f"{FILES}{checkpoint}/"
 
 
 def manifest(checkpoint: str) -> str:
@@ -47,8 +55,24 @@ def version_number(key: str) -> int | None:
 
 
 def tombstone(checkpoint: str) -> str:
-    """The key that tells indexes of a removal."""
-    return f"deleted/{checkpoint}.json"
+    """The key that says, for ever, that a checkpoint was deleted."""
+    return f"{TOMBSTONES}{checkpoint}.json"
+
+
+def pin(checkpoint: str) -> str:
+    """The key that keeps a checkpoint from retention."""
+    return f"{PINS}{checkpoint}.json"
+
+
+def use(checkpoint: str, job: str) -> str:
+    """The key that says that a job was started from a checkpoint."""
+    return f"{USES}{checkpoint}/{job}.json"
+
+
+def identifier(key: str) -> str:
+    """The id in a key of manifests/, deleted/ or pins/ (the last part) or of checkpoints/ or uses/ (the second)."""
+    parts = key.split("/")
+    return parts[1].removesuffix(".json") if len(parts) > 1 else ""
 
 
 def job(identifier: str) -> str:

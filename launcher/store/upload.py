@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable
 
 from launcher.checkpoint.manifest import File, Manifest
@@ -13,6 +15,9 @@ from launcher.transfer.digest import of_file
 from launcher.transfer.object_store import Missing, OnBytes
 from launcher.transfer.retry import call
 
+_LARGE, _LARGE_AT_ONCE = 1 << 20, 3
+"""Files above so many bytes are sent so many at a time: each holds up to 40 MiB of memory on its way to an object store, and is
+sent in parallel parts anyway."""
 _ALWAYS_COMPARED = 8 << 20
 """Bytes up to which a file is always read once more to compare it: it costs milliseconds."""
 
@@ -77,6 +82,8 @@ def upload_files(
     so): two states of a file are never mixed under one digest unnoticed.
     """
 
+    large = threading.Semaphore(_LARGE_AT_ONCE)
+
     def by_path(path: str) -> int:
         return os.open(os.path.join(root, path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
@@ -85,8 +92,9 @@ def upload_files(
         try:
             source = f"/proc/self/fd/{fd}"
             before = os.fstat(fd)
-            copied = earlier.copy(store, checkpoint, path, source, before.st_size) if earlier else None
-            moved = copied or store.upload(checkpoint, source, path, on_bytes)
+            with large if before.st_size > _LARGE else contextlib.nullcontext():
+                copied = earlier.copy(store, checkpoint, path, source, before.st_size) if earlier else None
+                moved = copied or store.upload(checkpoint, source, path, on_bytes)
             after = os.fstat(fd)
         finally:
             os.close(fd)

@@ -7,10 +7,13 @@ resolves differently a moment later gains nothing.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ipaddress
 import socket
 import ssl
+import urllib.parse
+from collections.abc import Mapping
 
 from launcher.errors import AccessDenied
 
@@ -79,12 +82,53 @@ class _Tls(http.client.HTTPSConnection):
         self.sock = self._tls.wrap_socket(connect(self.host, self.port, self.timeout), server_hostname=self.host)
 
 
-def connection(scheme: str, netloc: str, *, timeout: float, tls: ssl.SSLContext | None) -> http.client.HTTPConnection:
-    """A connection, not made yet, that goes to no address that `connect` refuses. `netloc`: host and port."""
-    if scheme == "https":
-        return _Tls(netloc, timeout=timeout, context=tls or ssl.create_default_context())
+class _Forwarded(http.client.HTTPConnection):
+    """To a proxy, which takes whole URLs for plain HTTP."""
+
+    def __init__(self, proxy: str, netloc: str, headers: Mapping[str, str], timeout: float) -> None:
+        super().__init__(proxy, timeout=timeout)
+        self._origin, self._own = f"http://{netloc}", headers
+
+    def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:
+        super().putrequest(method, self._origin + url, skip_host, skip_accept_encoding)
+        for name, value in self._own.items():
+            self.putheader(name, value)
+
+
+def proxy(scheme: str, netloc: str, environ: Mapping[str, str]) -> str:
+    """The proxy's URL for a server, by the usual variables (https_proxy, all_proxy, no_proxy …); empty for none."""
+    named = {
+        name: environ.get(name) or environ.get(name.upper(), "")
+        for name in (f"{scheme}_proxy", "all_proxy", "no_proxy")
+    }
+    host = urllib.parse.urlsplit(f"//{netloc}").hostname or ""
+    spared = [entry.strip().lower().lstrip(".") for entry in named["no_proxy"].split(",") if entry.strip()]
+    if any(entry in ("*", host, netloc) or host.endswith(f".{entry}") for entry in spared):
+        return ""
+    return named[f"{scheme}_proxy"] or named["all_proxy"]
+
+
+def connection(
+    scheme: str, netloc: str, *, timeout: float, tls: ssl.SSLContext | None, proxy: str = ""
+) -> http.client.HTTPConnection:
+    """A connection, not made yet, that goes to no address that `connect` refuses. `netloc`: host and port. `proxy`: the URL
+    of one that leads there."""
+    if scheme not in ("http", "https"):
+        raise AccessDenied(
+            what=f"{scheme}://{netloc}",
+            cause="a server redirected from HTTP to another protocol",
+            hint="Check the URL.",
+        )
+    if not proxy:
+        secure = tls or ssl.create_default_context() if scheme == "https" else None
+        return _Tls(netloc, timeout=timeout, context=secure) if secure else _Plain(netloc, timeout=timeout)
+    server = urllib.parse.urlsplit(f"//{netloc}")
+    check(server.hostname or "")
+    credentials, _, at = urllib.parse.urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")
+    token = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
+    headers = {"Proxy-Authorization": f"Basic {token}"} if credentials else {}
     if scheme == "http":
-        return _Plain(netloc, timeout=timeout)
-    raise AccessDenied(
-        what=f"{scheme}://{netloc}", cause="a server redirected from HTTP to another protocol", hint="Check the URL."
-    )
+        return _Forwarded(at, netloc, headers, timeout)
+    through = http.client.HTTPSConnection(at, timeout=timeout, context=tls or ssl.create_default_context())
+    through.set_tunnel(server.hostname or "", server.port or 443, headers)
+    return through

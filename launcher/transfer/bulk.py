@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,9 @@ from launcher.transfer.object_store import Moved, OnBytes, Readable
 from launcher.transfer.retry import call
 
 _TRIES = 3
+_TICK = 0.1
+_END = 1.0
+"""Seconds that the threads get to end after a failure; one that waits for the network is left to itself."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def download(
 
     `timeout`: seconds that one unit is tried again without a byte arriving. The first failure ends it, and is raised when
     the units in flight have ended: Damaged, Missing, StoreUnavailable, StoreError, AccessDenied, OSError (no space).
-    `on_bytes` may raise, too, to end it. Files are synced, and read-only (0444).
+    `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then made read-only
+    (0444).
     """
     files = [_File(place, each, timeout, on_bytes) for each in wanted]
     # The largest first: what is left at the end is small, and shared well.
@@ -67,14 +72,22 @@ def download(
             failures.append(error)
 
     count = min(threads, sum(file.count for file in files))
-    workers = [threading.Thread(target=work, name="download", daemon=True) for _ in range(count - 1)]
+    workers = [threading.Thread(target=work, name="download", daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
-    work()
+    try:
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(_TICK)
+                on_bytes(0)
+    except BaseException as error:
+        failures.append(error)
+    deadline = time.monotonic() + _END
     for worker in workers:
-        worker.join()
-    for file in files:
-        file.close()
+        worker.join(max(deadline - time.monotonic(), 0))
+    if not any(worker.is_alive() for worker in workers):
+        for file in files:  # A thread that hangs in the network may still write into its own.
+            file.close()
     if failures:
         raise failures[0]
     return [file.moved() for file in files]
@@ -196,8 +209,8 @@ class _File:
             self.digests[index] = digest
             last = len(self.digests) == self.count
         if last:
-            os.fchmod(self.fd, 0o444)
             os.fsync(self.fd)
+            os.fchmod(self.fd, 0o444)  # After the sync: a read-only file is whole, also after a power cut.
             self.close()
 
     def close(self) -> None:

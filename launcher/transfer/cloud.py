@@ -52,7 +52,8 @@ _PROXIES = tuple(each for name in ("http_proxy", "https_proxy", "all_proxy") for
 
 class CloudStore:
     """An ObjectStore over a bucket and prefix. `timeout`: seconds one operation is retried. `memory`: bytes of the process
-    while it uploads, about. `stalled`: seconds without a byte after which a connection is cut and gone on with."""
+    while it uploads, about. `stalled`: seconds without a byte after which a connection is cut and gone on with. `options`: what
+    obstore is told besides (endpoint, region, credential_provider …), which wins over the environment."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class CloudStore:
         environ: Mapping[str, str],
         memory: int = MEMORY,
         stalled: float = _STALLED,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         import obstore
         from obstore import exceptions, store
@@ -75,15 +77,17 @@ class CloudStore:
         self._stalled = min(timeout, stalled)
         self._ranges = Ranges(timeout=self._stalled)
         self._memory = Memory(memory - _OTHER_MEMORY)
-        options: dict[str, Any] = {
+        client: dict[str, Any] = {
             "connect_timeout": timedelta(seconds=min(10.0, timeout)),
             "timeout": timedelta(seconds=max(timeout, 1.0)),
         }
-        if any(environ.get(name, "").startswith("http://") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")):
-            options["allow_http"] = True
-        common: dict[str, Any] = {"client_options": options}
+        given = dict(options or {})
+        endpoints = [environ.get(name, "") for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")]
+        if any(endpoint.startswith("http://") for endpoint in [*endpoints, given.get("endpoint", "")]):
+            client["allow_http"] = True
+        common: dict[str, Any] = {"client_options": client} | given
         self._is_s3 = self.url.startswith(("s3:", "s3a:"))
-        if self._is_s3:
+        if self._is_s3 and "credential_provider" not in given:
             common |= _aws(environ)
         try:
             # Files: the engine goes on where a body was cut. Small objects: every try is ours to count (see `create`).
@@ -179,6 +183,8 @@ class CloudStore:
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         uploads = self._own_uploads()
+        if uploads is None and (self._is_s3 or self.url.startswith("gs:")):  # Azure drops its own after a week.
+            raise StoreUnsupported(store=self.url, cause="only its own engine has the credentials")
         try:
             yield from uploads.unfinished(prefix) if uploads else ()
         except Refused as refused:
@@ -243,6 +249,9 @@ class CloudStore:
         for start in range(0, len(batch), 1000):
             with self._errors(batch[start]), contextlib.suppress(Missing, self._exceptions.NotFoundError):
                 self._obstore.delete(self._small, batch[start : start + 1000])
+
+    def leftovers(self) -> Iterator[Entry]:
+        return iter(())  # Parts of an upload that was cut off are no objects: see `unfinished`.
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:

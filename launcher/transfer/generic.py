@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
@@ -13,14 +14,21 @@ from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher
 from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
-REFUSED = frozenset({"simplecache", "filecache", "blockcache", "reference", "zip", "tar", "libarchive", "local", "dir"})
+REFUSED = frozenset(
+    {
+        "simplecache", "filecache", "blockcache", "cached", "reference", "zip", "tar", "libarchive", "local", "dir", "generic",
+        "asynclocal", "data",
+    }
+)  # fmt: skip
 """fsspec protocols that wrap another URL or reach local files by another name: never taken from a person's text."""
+
+_IPV6 = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 
 
 def check_url(url: str) -> str:
     """The URL's scheme, or UsageError: chained URLs (`a::b`) and wrapping protocols are refused."""
     scheme, separator, _ = url.partition("://")
-    if "::" in url or not separator or scheme in REFUSED:
+    if "::" in _IPV6.sub("", url) or not separator or scheme in REFUSED:
         raise UsageError(
             what=f"{url} cannot be used: chained and wrapping URLs are not followed.",
             hint="Give the plain URL of the folder.",
@@ -125,6 +133,9 @@ class GenericStore:
         for key in keys:
             with contextlib.suppress(Missing), self._errors(key):
                 self._fs.rm_file(self._path(key))
+
+    def leftovers(self) -> Iterator[Entry]:
+        return (entry for entry in self.list("") if entry.key.startswith(".probe-"))
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:

@@ -54,10 +54,11 @@ class Connections:
     """Kept connections, lent to one request at a time.
 
     `timeout`: seconds without a byte after which one is cut. `answer`: seconds from a request's last byte to the answer's
-    first, where a server may need longer, as to store what it was sent.
+    first, where a server may need longer, as to store what it was sent. `environ`: whose proxies are used; without it none.
     """
 
-    def __init__(self, *, timeout: float, answer: float = 0.0) -> None:
+    def __init__(self, *, timeout: float, answer: float = 0.0, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = environ or {}
         self._timeout = timeout
         self._answer = max(timeout, answer)
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
@@ -118,7 +119,8 @@ class Connections:
                 return idle.pop()
             if place[0] == "https":
                 self._tls = self._tls or ssl.create_default_context()
-            return addresses.connection(*place, timeout=self._timeout, tls=self._tls)
+            proxy = addresses.proxy(*place, self._environ)
+            return addresses.connection(*place, timeout=self._timeout, tls=self._tls, proxy=proxy)
 
 
 @contextlib.contextmanager
@@ -149,10 +151,10 @@ def check(response: http.client.HTTPResponse, url: str) -> None:
 
 
 class Ranges:
-    """GET requests for byte ranges. `timeout`: seconds without a byte."""
+    """GET requests for byte ranges. `timeout`, `environ`: see `Connections`."""
 
-    def __init__(self, *, timeout: float) -> None:
-        self._connections = Connections(timeout=timeout)
+    def __init__(self, *, timeout: float, environ: Mapping[str, str] | None = None) -> None:
+        self._connections = Connections(timeout=timeout, environ=environ)
         self._local = threading.local()
 
     def get(self, url: str, start: int, length: int, sink: Sink, headers: Mapping[str, str] | None = None) -> None:
@@ -214,5 +216,8 @@ def _seconds(text: str) -> float:
 
 
 def shown(url: str) -> str:
-    """The URL without its query, which holds the signature."""
-    return url.partition("?")[0]
+    """A URL without what may be secret in it: user, password, query. Any other text as it is."""
+    if "://" not in url:
+        return url
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

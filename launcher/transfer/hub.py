@@ -58,7 +58,7 @@ class HubRepository:
         self._timeout = timeout
         self._token = token or environ.get("HF_TOKEN", "")
         self._endpoint = environ.get("HF_ENDPOINT", "").rstrip("/") or None
-        self._ranges = Ranges(timeout=min(timeout, 30.0))
+        self._ranges = Ranges(timeout=min(timeout, 30.0), environ=environ)
         self._entries: tuple[Entry, ...] = ()
         self.digests: dict[str, str] = {}
         self.url = url
@@ -131,6 +131,12 @@ class HubRepository:
 
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         yield from (entry for entry in self._entries if entry.key.startswith(prefix) and entry.key > after)
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        data = bytearray()
+        size = next(entry.size for entry in self._entries if entry.key == key)
+        self.stream(key, start, max(0, min(length, size - start)), data.extend)
+        return bytes(data)
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         if not length:

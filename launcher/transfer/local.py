@@ -11,16 +11,20 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from launcher.errors import AccessDenied, NoSpace, StoreError
 from launcher.ids import new_id
 from launcher.transfer.digest import CHUNK, Hasher, chunks
 from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
+T = TypeVar("T")
 _TEMPORARY = ".tmp-"
-_FICLONE = 0x40049409
+FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
+_TRIALS = 20
+"""Times that a write is begun again because a delete beside it removed the folder, which had become empty."""
 
 
 class LocalStore:
@@ -40,28 +44,43 @@ class LocalStore:
         self._write(key, body, exclusive=False)
 
     def _write(self, key: str, body: bytes, *, exclusive: bool) -> None:
-        path = self._path(key)
         with self._errors(key):
+            self._in_its_folder(key, lambda path: self._write_once(path, key, body, exclusive=exclusive))
+
+    def _in_its_folder(self, key: str, write: Callable[[str], T]) -> T:
+        """Calls `write` with the key's path when its folder is there; again where the folder was deleted meanwhile, when
+        it was empty (or gc took the temporary file)."""
+        path = self._path(key)
+        trial = 0
+        while True:
             self._make_folder(os.path.dirname(path))
-            temporary = os.path.join(os.path.dirname(path), _TEMPORARY + new_id())
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                try:
-                    _write_all(fd, memoryview(body))
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                if exclusive:
-                    try:
-                        os.link(temporary, path)
-                    except FileExistsError as error:
-                        raise Exists(key) from error
-                else:
-                    os.replace(temporary, path)
+                return write(path)
+            except FileNotFoundError:
+                trial += 1
+                if trial == _TRIALS:
+                    raise
+
+    def _write_once(self, path: str, key: str, body: bytes, *, exclusive: bool) -> None:
+        temporary = os.path.join(os.path.dirname(path), _TEMPORARY + new_id())
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                _write_all(fd, memoryview(body))
+                os.fsync(fd)
             finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            _sync_folder(os.path.dirname(path))
+                os.close(fd)
+            if exclusive:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError as error:
+                    raise Exists(key) from error
+            else:
+                os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        _sync_folder(os.path.dirname(path))
 
     def get(self, key: str) -> bytes:
         with self._errors(key), open(self._path(key), "rb") as file:
@@ -94,11 +113,8 @@ class LocalStore:
                     yield Entry(key, status.st_size, status.st_mtime)
 
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
-        path = self._path(key)
-        with self._errors(key):
-            self._make_folder(os.path.dirname(path))
-            with open(source, "rb", buffering=0) as file:
-                return _copy(file.fileno(), path, on_bytes, mode=0o444)
+        with self._errors(key), open(source, "rb", buffering=0) as file:
+            return self._in_its_folder(key, lambda path: _copy(file.fileno(), path, on_bytes, mode=0o444))
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         with self._errors(key):
@@ -117,10 +133,8 @@ class LocalStore:
             os.close(fd)
 
     def copy(self, source_key: str, target_key: str) -> None:
-        path = self._path(target_key)
         with self._errors(source_key), open(self._path(source_key), "rb", buffering=0) as file:
-            self._make_folder(os.path.dirname(path))
-            _clone(file.fileno(), path)
+            self._in_its_folder(target_key, lambda path: _clone(file.fileno(), path))
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         """A file is written at its place, and belongs to no checkpoint until it is whole."""
@@ -149,6 +163,15 @@ class LocalStore:
                     folder = os.path.dirname(folder)
 
     def _make_folder(self, folder: str) -> None:
+        for trial in range(_TRIALS):
+            try:
+                self._make_missing(folder)
+                return
+            except FileNotFoundError:  # A folder above was deleted meanwhile, when it was empty.
+                if trial == _TRIALS - 1:
+                    raise
+
+    def _make_missing(self, folder: str) -> None:
         missing = []
         while not os.path.isdir(folder):
             missing.append(folder)
@@ -157,6 +180,16 @@ class LocalStore:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(each)
             _sync_folder(os.path.dirname(each))
+
+    def leftovers(self) -> Iterator[Entry]:
+        with self._errors(""):
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    with contextlib.suppress(FileNotFoundError):
+                        if name.startswith(_TEMPORARY):
+                            status = os.lstat(path)
+                            yield Entry(os.path.relpath(path, self.root), status.st_size, status.st_mtime)
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -193,7 +226,7 @@ def _clone(source: int, destination: str) -> None:
     to one checkpoint would be damage to both."""
     with _new_file(destination, 0o444) as fd:
         try:
-            fcntl.ioctl(fd, _FICLONE, source)
+            fcntl.ioctl(fd, FICLONE, source)
         except OSError:
             size = os.fstat(source).st_size
             while (done := os.lseek(fd, 0, os.SEEK_CUR)) < size:

@@ -69,6 +69,9 @@ class Readable(Protocol):
 
     url: str
 
+    def read(self, key: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start`; shorter only at the object's end."""
+
     def list(self, prefix: str, after: str = "") -> Iterator[Entry]:
         """Every object whose key begins with `prefix` (ending in a slash, or empty), in key order, after `after`."""
 
@@ -89,9 +92,6 @@ class ObjectStore(Readable, Protocol):
     def get(self, key: str) -> bytes:
         """A whole (small) object."""
 
-    def read(self, key: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start`; shorter only at the object's end."""
-
     def put(self, key: str, body: bytes) -> None:
         """Writes a small object, replacing what was there: for records and caches only."""
 
@@ -104,7 +104,8 @@ class ObjectStore(Readable, Protocol):
         Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        """The uploads below `prefix` that were begun and not finished, as far as the place keeps and lists them."""
+        """The uploads below `prefix` that were begun and not finished. Raises StoreUnsupported where the place keeps them and
+        cannot list them."""
 
     def abort(self, upload: Unfinished) -> None:
         """Removes what arrived of an upload; one that is gone already is no error. Its writer, if it lives, begins anew."""
@@ -114,6 +115,10 @@ class ObjectStore(Readable, Protocol):
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects; one that is missing already is no error."""
+
+    def leftovers(self) -> Iterator[Entry]:
+        """Temporary objects of this engine that a crash left, or a writer has just now; `list` leaves them out, and
+        `delete` takes their keys."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from launcher.transfer.object_store import MEMORY, ObjectStore
 
 
-def open_place(url: str, *, timeout: float, environ: Mapping[str, str], memory: int = MEMORY) -> ObjectStore:
+def open_place(
+    url: str,
+    *,
+    timeout: float,
+    environ: Mapping[str, str],
+    memory: int = MEMORY,
+    options: Mapping[str, Any] | None = None,
+) -> ObjectStore:
     """The engine for a path or URL, not contacted yet. `timeout`: seconds one operation is retried. `memory`: bytes of the
-    process while it uploads, about (clouds only: the others take a buffer of 1 MiB for each file in flight)."""
+    process while it uploads, about (clouds only: the others take a buffer of 1 MiB for each file in flight). `options`: a
+    cloud's endpoint, region and credentials, instead of the environment's."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         from launcher.transfer.local import LocalStore
@@ -23,7 +32,7 @@ def open_place(url: str, *, timeout: float, environ: Mapping[str, str], memory: 
     from launcher.transfer.cloud import SCHEMES, CloudStore
 
     if scheme in SCHEMES:
-        return CloudStore(url, timeout=timeout, environ=environ, memory=memory)
+        return CloudStore(url, timeout=timeout, environ=environ, memory=memory, options=options)
     from launcher.transfer.generic import GenericStore
 
     return GenericStore(url)

@@ -14,15 +14,13 @@ import html.parser
 import http.client
 import os
 import re
-import ssl
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from launcher.errors import AccessDenied, SourceNotFound, StoreError, StoreUnavailable
-from launcher.transfer import addresses
 from launcher.transfer.digest import CHUNK, Hasher
-from launcher.transfer.http import Ranges, Refused
+from launcher.transfer.http import Connections, Ranges, Refused, broken, shown
 from launcher.transfer.object_store import Entry, Missing, Moved, OnBytes, Sink
 from launcher.transfer.retry import call
 
@@ -30,6 +28,8 @@ _REDIRECTS = 5
 _PAGES, _FILES, _DEPTH, _PAGE = 2_000, 50_000, 32, 16 << 20
 """The most that a listing may have: folders, files, folders in one another, bytes of one page."""
 _PROBES = 16
+_STALLED = 30.0
+"""Seconds without a byte after which a request is cut."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Web:
     `file`: the URL is one file, whose key is its name; else it is a folder with a listing.
     """
 
-    def __init__(self, url: str, *, timeout: float, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, url: str, *, timeout: float, environ: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> None:
         self.url = shown(url)
         parts = urllib.parse.urlsplit(url)
         credentials, at, netloc = parts.netloc.rpartition("@")
@@ -61,9 +63,9 @@ class Web:
         self._headers = dict(headers or {})
         if at:
             self._headers |= basic(urllib.parse.unquote(credentials))
-        self._ranges = Ranges(timeout=min(timeout, 30.0))
+        self._connections = Connections(timeout=min(timeout, _STALLED), environ=environ)
+        self._ranges = Ranges(timeout=min(timeout, _STALLED), environ=environ)
         self._probes: dict[str, Probe] = {}
-        self._tls: ssl.SSLContext | None = None
 
     def probe(self, url: str = "") -> Probe:
         """Asks for one byte, as signed URLs allow GET only. Raises Missing, AccessDenied, StoreError, StoreUnavailable."""
@@ -140,7 +142,7 @@ class Web:
         with self._open(url, {}) as (response, final):
             if response.headers.get_content_type() != "text/html":
                 raise SourceNotFound(source=shown(url), cause="it is no listing of a folder")
-            with _network(url):
+            with broken(url):
                 body = response.read(_PAGE + 1)
         if len(body) > _PAGE:
             raise SourceNotFound(source=shown(url), cause=f"its listing is larger than {_PAGE >> 20} MiB")
@@ -155,7 +157,7 @@ class Web:
                 head, slash, deeper = link.path.removeprefix(folder).partition("/")
                 inside = link[:2] == base[:2] and link.path.startswith(folder) and head and not deeper
                 if inside and not link.query and not link.fragment:
-                    result[urllib.parse.unquote(head) + slash] = urllib.parse.urlunsplit(link)
+                    result[urllib.parse.unquote(head, errors="surrogateescape") + slash] = urllib.parse.urlunsplit(link)
         return result
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
@@ -166,6 +168,18 @@ class Web:
             self._ranges.get(probe.url, start, length, sink, self._headers | dict(probe.version))
         except Refused as refused:
             raise failure(probe.url, refused.status, refused.text) from refused
+
+    def read(self, key: str, start: int, length: int) -> bytes:
+        probe = self._probes[key]
+        data = bytearray()
+        length = max(0, min(length, (probe.size or 0) - start))
+        if probe.ranges:
+            self.stream(key, start, length, data.extend)
+            return bytes(data)
+        with self._open(probe.url, {}) as (response, _), broken(self.url):
+            while start and (skipped := len(response.read(min(CHUNK, start)))):
+                start -= skipped
+            return response.read(length)
 
     def sequential(self, entry: Entry) -> bool:
         """Whether a file can only be had from its beginning to its end: `whole` then, not `stream`."""
@@ -179,7 +193,7 @@ class Web:
             try:
                 with self._open(self._probes[entry.key].url, {}) as (response, _), open(destination, "wb") as file:
                     while hasher.size <= entry.size:
-                        with _network(self.url):
+                        with broken(self.url):
                             chunk = response.read(min(CHUNK, entry.size - hasher.size + 1))
                         if not chunk:
                             break
@@ -187,8 +201,8 @@ class Web:
                         hasher.update(chunk)
                         on_bytes(len(chunk))
                     file.flush()
-                    os.fchmod(file.fileno(), 0o444)
                     os.fsync(file.fileno())
+                    os.fchmod(file.fileno(), 0o444)
             finally:
                 if hasher.size != entry.size:
                     on_bytes(-hasher.size)
@@ -207,36 +221,19 @@ class Web:
         """The answer to a GET and the URL that gave it; its body is not read beyond what the block reads."""
         own = urllib.parse.urlsplit(self._base)[:2]
         for _ in range(_REDIRECTS + 1):
-            with _network(url):
-                parts = urllib.parse.urlsplit(url)
-                if parts.scheme == "https":
-                    self._tls = self._tls or ssl.create_default_context()
-                connection = addresses.connection(
-                    parts.scheme, parts.netloc, timeout=min(self._timeout, 30.0), tls=self._tls
-                )
-            with contextlib.closing(connection):
-                with _network(url):
-                    target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-                    given = {"Accept-Encoding": "identity"} | (self._headers if parts[:2] == own else {})
-                    connection.request("GET", target, headers=given | dict(headers))
-                    response = connection.getresponse()
-                    location = response.headers["Location"]
-                    if response.status in (301, 302, 303, 307, 308) and location:
-                        url = urllib.parse.urljoin(url, location)
-                        continue
-                if response.status not in (200, 206, 416):
+            given = {"Accept-Encoding": "identity"} | (self._headers if urllib.parse.urlsplit(url)[:2] == own else {})
+            with self._connections.ask("GET", url, given | dict(headers)) as response:
+                location = response.headers["Location"]
+                if response.status in (200, 206, 416):
+                    yield response, url
+                    return
+                if response.status not in (301, 302, 303, 307, 308) or not location:
                     raise failure(url, response.status, response.reason)
-                yield response, url
-                return
+                try:
+                    url = urllib.parse.urljoin(url, location)
+                except ValueError as error:
+                    raise StoreError(store=self.url, cause=f"it redirects to nowhere ({error})") from error
         raise StoreError(store=self.url, cause=f"it redirects more than {_REDIRECTS} times")
-
-
-@contextlib.contextmanager
-def _network(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise StoreUnavailable(store=shown(url), cause=str(error) or type(error).__name__) from error
 
 
 class _Links(html.parser.HTMLParser):
@@ -269,9 +266,3 @@ def failure(url: str, status: int, text: str) -> Exception:
 def basic(credentials: str) -> dict[str, str]:
     """The header that carries `USER:PASSWORD`."""
     return {"Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
-
-
-def shown(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

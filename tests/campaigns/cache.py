@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import push
@@ -57,9 +58,9 @@ def make(folder: Path, seed: int) -> tuple[Store, Checkpoint]:
     return store, push.push(store, "base", str(model), threads=4, force=False, emit=lambda event: None)
 
 
-def start(store: Store, cache: Path, identifier: str) -> subprocess.Popen[str]:
-    """A process that has asked for the checkpoint."""
-    command = [sys.executable, "-c", _FETCH, store.url, str(cache), identifier]
+def start(store: Store, cache: Path, identifier: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A process that has asked for the checkpoint; `before`: words before its command line."""
+    command = [*before, sys.executable, "-c", _FETCH, store.url, str(cache), identifier]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr and process.stderr.readline() == "asked\n"
     return process

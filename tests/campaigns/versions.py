@@ -1,17 +1,20 @@
 """Many writers, one name: every version number once, every checkpoint named once.
 
-    python -m tests.campaigns.versions [--writers 16] [--commits 50] [--store URL]
+    python -m tests.campaigns.versions [--writers 16] [--commits 50] [--store URL] [--faults] [--seed 1]
 
 Each writer is a process of its own that commits checkpoints under the same name. Afterwards the name's versions must be 1 to
 writers × commits without a gap, each checkpoint once, every announced one readable, and what each writer was told must be
-what the store says.
+what the store says. With --faults (of a store on S3), a tenth of the requests that create manifests and names is answered
+wrongly: refused, cut, or answered with an error after the object has landed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,9 @@ from launcher.store.store import Store
 from launcher.store.upload import upload_files
 from launcher.transfer.places import open_place
 from tests.support.cli import ROOT
+from tests.support.fault_proxy import FaultProxy
+
+FAULTS = ("500", "503", "409", "cut", "close", "500-after-landing", "cut-after-landing", "close-after-landing")
 
 
 def open_store(url: str) -> Store:
@@ -78,13 +84,24 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=16)
     parser.add_argument("--commits", type=int, default=50)
     parser.add_argument("--store", help="default: a temporary folder")
+    parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
         write(arguments.store, arguments.commits)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if arguments.faults:
+            proxy = stack.enter_context(FaultProxy(os.environ["AWS_ENDPOINT_URL"]))
+            chance = random.Random(arguments.seed)
+            words = [chance.choice(FAULTS) if chance.random() < 0.1 else "ok" for _ in range(20_000)]
+            rule = proxy.on("PUT", "/(manifests|names)/", " ".join(words))
+            os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
         print(campaign(arguments.store or f"{folder}/store", arguments.writers, arguments.commits))
+        if arguments.faults:
+            wrong = sum(word != "ok" for word in rule.seen)
+            print(f"{wrong} of {len(rule.seen)} requests to create a manifest or a name were answered wrongly")
 
 
 if __name__ == "__main__":

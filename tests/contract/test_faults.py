@@ -66,8 +66,8 @@ def test_no_version_is_doubled_or_left_out(
         "LAUNCHER_STORE": f"s3://{s3_server.new_bucket()}/p",
     }
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "notes.txt").write_text("x")
-    for _ in range(10):
+    for number in range(10):
+        (tmp_path / "m" / "notes.txt").write_text(str(number))
         proxy.script("PUT", f"/{path}/", fault)
         launcher("checkpoint", "push", "base", "--file", tmp_path / "m")
         assert proxy.rules[0].seen[0] == fault

@@ -46,6 +46,7 @@ def test_a_created_object_is_read_back_and_cannot_be_created_again(place: Object
         assert create(place, key, b"second", timeout=5) == Theirs(b"first")
     assert [entry.key for entry in place.list("")] == sorted(KEYS)
     assert [entry.size for entry in place.list("names/")] == [5]
+    assert list(place.leftovers()) == [], "nothing that a writer left"
 
 
 def test_one_of_16_racing_writers_wins_each_of_50_keys(place: ObjectStore) -> None:
@@ -92,6 +93,30 @@ def test_files_go_up_and_down_with_the_digest_of_their_bytes(place: ObjectStore,
         with pytest.raises(Missing):
             place.get("d/file.bin")
         assert list(place.list("d/")) == []
+
+
+def test_a_copy_inside_the_place_has_the_same_bytes_and_a_life_of_its_own(place: ObjectStore, tmp_path: Path) -> None:
+    for size in (0, 100_000, (20 << 20) + 3):
+        data = os.urandom(size)
+        (tmp_path / "up").write_bytes(data)
+        place.upload(str(tmp_path / "up"), "first/a file.bin", lambda count: None)
+        for _ in range(2):  # The second time over what a crash in the middle may have left.
+            place.copy("first/a file.bin", "second/deep/file.bin")
+        place.settle("second/")
+        assert [(each.key, each.size) for each in place.list("second/")] == [("second/deep/file.bin", size)]
+        place.delete(["first/a file.bin"])
+        assert place.read("second/deep/file.bin", 0, size + 1) == data
+    with pytest.raises(Missing):
+        place.copy("never/was", "second/other")
+    assert [each.key for each in place.list("second/")] == ["second/deep/file.bin"]
+
+
+def test_the_time_of_an_object_is_the_places_own(place: ObjectStore) -> None:
+    """Ages are differences of these times: they never go back, and are known."""
+    place.put("one", b"x")
+    place.put("two", b"x")
+    times = {entry.key: entry.modified for entry in place.list("")}
+    assert 0 < times["one"] <= times["two"]
 
 
 def test_listing_goes_on_after_a_key(place: ObjectStore) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import AccessDenied
+from launcher.store.gc import collect
+from launcher.store.store import Store
 from launcher.transfer import multipart
 from launcher.transfer.digest import BLOCK, of_file
 from launcher.transfer.multipart import Memory
@@ -195,6 +197,18 @@ def test_an_abandoned_upload_is_listed_and_aborted_and_its_writer_begins_anew(
     place.upload(str(source), "a/k", abort_in_the_middle)
     assert aborted == [found]
     assert stored(place, "a/k", 2 * BLOCK) == source.read_bytes()
+    assert list(place.unfinished("")) == []
+
+
+def test_gc_aborts_what_is_older_than_its_horizon(place: ObjectStore, proxy: FaultProxy, tmp_path: Path) -> None:
+    proxy.script("PUT", "partNumber=2&", "403*")
+    with pytest.raises(AccessDenied):
+        place.upload(str(file_of(tmp_path, BLOCK + 1)), "checkpoints/x/k", lambda count: None)
+    store = Store(place, timeout=60)
+    young = collect(store, older=3600)
+    assert [each.kind for each in young.young] == ["parts"] and young.removed == young.notes == ()
+    while not collect(store, older=0).removed:
+        time.sleep(0.5)  # The server tells whole seconds.
     assert list(place.unfinished("")) == []
 
 

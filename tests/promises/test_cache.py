@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +13,13 @@ import pytest
 
 from launcher import push
 from launcher.errors import NoSpace
-from launcher.inputs.cache import NodeCache
+from launcher.inputs.cache import NodeCache, changes
 from launcher.store.store import Checkpoint, Store
 from launcher.transfer.digest import BLOCK
 from launcher.transfer.local import LocalStore
+from tests.campaigns import cache_model
 from tests.campaigns.cache import campaign, make, start
+from tests.conftest import REQUIRE_ALL
 from tests.support.cli import Launcher
 
 
@@ -48,6 +51,35 @@ def test_a_killed_downloader_is_taken_over(tmp_path: Path) -> None:
     line = campaign(tmp_path, 8, 2)
     print(line)
     assert line.startswith("8 kills")
+
+
+def test_the_cache_is_what_a_model_of_it_says(tmp_path: Path) -> None:
+    """A slice of tests/campaigns/cache_model.py."""
+    line = cache_model.campaign(tmp_path, 60, 2)
+    print(line)
+    assert line.startswith("60 operations")
+
+
+@pytest.mark.parametrize("lie", ["retval=0", "error=ENOSYS"])
+def test_where_flock_lies_the_rename_decides_and_nothing_is_evicted(tmp_path: Path, lie: str) -> None:
+    """flock that gives every lock to everybody, and one that the file system does not have, made by strace."""
+    store, checkpoint = make(tmp_path, 1)
+    identifier = checkpoint.manifest.id
+    strace = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=flock", "-e", f"inject=flock:{lie}"]
+    if not shutil.which("strace"):
+        pytest.fail("strace is missing") if REQUIRE_ALL else pytest.skip("strace is missing")
+    processes = [start(store, tmp_path / "cache", identifier, before=strace) for _ in range(4)]
+    moved = [int(process.communicate(timeout=240)[0]) for process in processes]
+    print(f"flock {lie}: 4 processes, bytes moved by each: {moved}")
+    assert all(process.returncode == 0 for process in processes) and max(moved) == checkpoint.manifest.size
+    cache = NodeCache(str(tmp_path / "cache"))
+    assert changes(str(cache.entry(identifier)), checkpoint.manifest) == []
+    assert list((tmp_path / "cache" / "partial").iterdir()) == []
+    code = "import sys\nfrom launcher.inputs.cache import NodeCache\nprint(NodeCache(sys.argv[1]).prune(0))"
+    said = subprocess.run([*strace, sys.executable, "-c", code, str(cache.folder)], capture_output=True, text=True)
+    assert said.stdout == "[]\n", said.stderr
+    (entry,) = cache.entries()
+    assert cache.prune(0) == [entry]  # with locks again
 
 
 def test_a_download_goes_on_with_the_blocks_that_are_right(store: Store, tmp_path: Path) -> None:
@@ -128,7 +160,7 @@ def test_what_cannot_fit_is_refused_before_a_byte_is_moved(store: Store, tmp_pat
     cache = NodeCache(str(tmp_path / "cache"))
     manifest = pushed(store, tmp_path, "small", 1000).manifest
     cache.fetch(store, manifest, nothing)[1].release()
-    with pytest.raises(NoSpace, match="1048576.0 TiB needed"):
+    with pytest.raises(NoSpace, match="1048576"):
         cache.make_room(1 << 60, "checkpoint huge")
 
 

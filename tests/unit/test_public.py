@@ -8,11 +8,12 @@ from launcher.errors import tree
 from launcher.settings import Settings
 
 KINDS = {
-    "internal", "usage", "settings", "not-found", "checkpoint-not-found", "job-not-found", "source-not-found", "invalid-data",
+    "internal", "usage", "settings", "not-found",
+    "checkpoint-not-found", "job-not-found", "source-not-found", "invalid-data",
     "manifest-invalid", "digest-mismatch", "unsafe-path", "format-broken", "input-changed", "store", "store-unavailable",
     "store-unsupported", "commit-unknown", "collection-incomplete", "local-resource", "no-space", "mount-failed",
     "lock-timeout", "engine-unavailable", "too-few-accelerators", "access-denied", "preempted", "command-not-found",
-    "command-not-executable",
+    "command-not-executable", "object-damaged", "unsafe-pickle", "archive-refused",
 }  # fmt: skip
 
 

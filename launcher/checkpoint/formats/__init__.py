@@ -1,32 +1,77 @@
-"""One file per library. The list is asked in order: what knows more comes first."""
+"""One file per library. The list is asked in order: what knows more comes first.
+
+A package of others can add a format: an entry point of the group `launcher.formats` that names a class (or function) which,
+called without arguments, gives a `Format`. It is asked before the list below. One that cannot be loaded, or that raises, is
+warned about once and then as if it were not there.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+import functools
+import re
 
-from launcher.checkpoint.formats import safetensors, torch_save
+from launcher.checkpoint.formats import added, files, torch_save
+from launcher.checkpoint.formats.accelerate import Accelerate
+from launcher.checkpoint.formats.dcp import Dcp
+from launcher.checkpoint.formats.deepspeed import DeepSpeed
+from launcher.checkpoint.formats.diffusers import Model, Pipeline
+from launcher.checkpoint.formats.gguf import MAGIC, Gguf
+from launcher.checkpoint.formats.lightning import Lightning
+from launcher.checkpoint.formats.megatron import Megatron
+from launcher.checkpoint.formats.nemo import Nemo
+from launcher.checkpoint.formats.numpy import Numpy
+from launcher.checkpoint.formats.orbax import Orbax
+from launcher.checkpoint.formats.peft import Peft
 from launcher.checkpoint.formats.pretrained import Pretrained
 from launcher.checkpoint.formats.safetensors import Safetensors
 from launcher.checkpoint.formats.torch_save import TorchSave
-from launcher.checkpoint.formats.trainer import SENTINEL, Trainer
+from launcher.checkpoint.formats.trainer import SENTINEL, Trainer, Trl
 from launcher.checkpoint.judgement import Context, Format, Judgement
-from launcher.checkpoint.tree import Tree
+from launcher.checkpoint.tree import Tree, part
 
-FORMATS: tuple[Format, ...] = (Trainer(), Pretrained(), Safetensors(), TorchSave())
+__all__ = [
+    "BUILT_IN",
+    "by_name",
+    "completes",
+    "every",
+    "file_mistakes",
+    "holds_tensors",
+    "is_sentinel",
+    "is_temporary",
+    "judge",
+    "part",
+    "recognise",
+    "without_temporaries",
+]
 
-_TEMPORARY = ("*.tmp", ".tmp*", "*.incomplete", "*.lock", "*.__lock", "*.part")
-_SUFFIXES = {".gguf": b"GGUF", ".npz": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
+BUILT_IN: tuple[Format, ...] = (
+    Orbax(), Trl(), Trainer(), Pipeline(), Accelerate(), Megatron(), DeepSpeed(), Peft(), Model(), Pretrained(), Dcp(),
+    Nemo(), Lightning(), Gguf(), Safetensors(), TorchSave(), Numpy(),
+)  # fmt: skip
+_TEMPORARY = re.compile(
+    r"(.*\.tmp|\.tmp.*|.*\.incomplete|.*\.lock|.*\.__lock|.*\.part|.*\.orbax-checkpoint-tmp.*|tmp-checkpoint-\d+)",
+    re.DOTALL,
+)
+_MAGICS = {".gguf": MAGIC, ".npz": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
+
+file_mistakes = files.mistakes
+
+
+@functools.cache
+def every() -> tuple[Format, ...]:
+    """All formats, those of other packages first."""
+    return (*added.formats(), *BUILT_IN)
 
 
 def recognise(tree: Tree) -> Format | None:
     """The format that wrote the folder, whole or not; None where none knows it."""
-    return next((format for format in FORMATS if format.recognises(tree)), None)
+    return next((format for format in every() if format.recognises(tree)), None)
 
 
 def by_name(name: str) -> Format | None:
     """The format of a manifest."""
-    return next((format for format in FORMATS if format.name == name), None)
+    return next((format for format in every() if format.name == name), None)
 
 
 def judge(tree: Tree, context: Context = Context()) -> Judgement:
@@ -44,9 +89,8 @@ def judge(tree: Tree, context: Context = Context()) -> Judgement:
 
 
 def is_temporary(path: str) -> bool:
-    """Whether the name says that somebody is writing it (or was, when he was killed)."""
-    name = path.rpartition("/")[2]
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TEMPORARY)
+    """Whether a part of the path says that somebody is writing it (or was, when he was killed)."""
+    return any(_TEMPORARY.fullmatch(name) for name in path.split("/"))
 
 
 def is_sentinel(path: str) -> bool:
@@ -56,19 +100,19 @@ def is_sentinel(path: str) -> bool:
 
 def without_temporaries(tree: Tree) -> Tree:
     """The tree without what a killed writer left: no library would read those files."""
-    kept = {path: size for path, size in tree.files.items() if not is_temporary(path)}
-    return tree if len(kept) == len(tree.files) else _Part(tree, kept)
-
-
-def part(tree: Tree, paths: Iterable[str]) -> Tree:
-    """Some files of a tree."""
-    return _Part(tree, {path: tree.files[path] for path in sorted(paths)})
+    kept = [path for path in tree.files if not is_temporary(path)]
+    return tree if len(kept) == len(tree.files) else part(tree, kept)
 
 
 def completes(path: str) -> bool:
     """Whether closing this file may make a checkpoint whole: the watcher then looks at once."""
     name = path.rpartition("/")[2]
-    return any(fnmatch.fnmatchcase(name, pattern) for format in FORMATS for pattern in format.completes)
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _last_files())
+
+
+@functools.cache
+def _last_files() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(pattern for format in every() for pattern in format.completes))
 
 
 def holds_tensors(tree: Tree, path: str) -> bool:
@@ -76,29 +120,12 @@ def holds_tensors(tree: Tree, path: str) -> bool:
     if is_temporary(path):
         return False
     name = path.rpartition("/")[2]
-    if name.endswith(".safetensors"):
+    if name.endswith((".safetensors", ".nemo")):
         return True
-    for suffix, magic in _SUFFIXES.items():
+    for suffix, magic in _MAGICS.items():
         if name.endswith(suffix):
             return _begins(tree, path, magic)
     return torch_save.is_torch(tree, path)
-
-
-def file_mistakes(tree: Tree, paths: Iterable[str]) -> list[str]:
-    """Why files that hold tensors are not whole, judged each by its own kind."""
-    reasons = []
-    for path in paths:
-        if path.endswith(".safetensors"):
-            reason = safetensors.mistake(tree, path)
-        elif path.endswith((".pt", ".pth", ".bin", ".ckpt")) or torch_save.is_torch(tree, path):
-            reason = (
-                torch_save.mistake(tree, path) if torch_save.is_torch(tree, path) or tree.files[path] == 0 else None
-            )
-        else:
-            continue
-        if reason:
-            reasons.append(reason)
-    return reasons
 
 
 def _begins(tree: Tree, path: str, magic: bytes) -> bool:
@@ -106,14 +133,3 @@ def _begins(tree: Tree, path: str, magic: bytes) -> bool:
         return tree.read(path, 0, len(magic)) == magic
     except OSError:
         return False
-
-
-class _Part:
-    """Some files of another tree."""
-
-    def __init__(self, tree: Tree, files: dict[str, int]) -> None:
-        self._tree = tree
-        self.files = files
-
-    def read(self, path: str, start: int, length: int) -> bytes:
-        return self._tree.read(path, start, length)

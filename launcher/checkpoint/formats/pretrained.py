@@ -1,22 +1,21 @@
 """transformers `save_pretrained` and `Trainer.save_model`: a model for inference, whole or sharded.
 
-Measured order (transformers 5.23): config.json, generation_config.json, weights or shards, index last, tokenizer files,
+Measured order (transformers 5.24): config.json, generation_config.json, weights or shards, index last, tokenizer files,
 training_args.bin last by save_model. A second save truncates the JSON files in place, so no file proves that this one is
 over: quiet has to. A stale index beside a whole model.safetensors means nothing: from_pretrained takes the latter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from launcher.checkpoint.formats import safetensors, torch_save
+from launcher.checkpoint.formats import files, safetensors, torch_save
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
-from launcher.checkpoint.tree import Tree, read_json, read_object
+from launcher.checkpoint.tree import Tree, read_object, text_of
 
-SINGLE = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
+CONFIG = "config.json"
+SINGLE = ("model.safetensors", "pytorch_model.bin")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_BESIDE = frozenset(
+BESIDE = frozenset(
     {
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
         "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
@@ -25,90 +24,63 @@ _BESIDE = frozenset(
         "eval_results.json",
     }
 )  # fmt: skip
+"""What lies beside the weights and belongs to the model."""
+_COMPANION = "generation_config.json"
+"""Never written without config.json: a model beside it has lost its configuration."""
+_SHARD = ("model-", "pytorch_model-")
 
 
 def weights(tree: Tree) -> tuple[list[str], list[str]]:
-    """The files that hold the model, and the reasons why they are not whole (none: they are).
-
-    Raises nothing: what cannot be read is a reason.
-    """
+    """The files that hold the model, and the reasons why they are not all there (none: they are). Raises nothing."""
     for name in SINGLE:
         if name in tree.files:
-            return [name], _mistakes(tree, [name])
+            return [name], []
     for index in INDEXES:
         if index not in tree.files:
             continue
         try:
-            content = read_json(tree, index)
-            shards = sorted(set(content["weight_map"].values()))
-            if not shards or not all(isinstance(shard, str) and "/" not in shard for shard in shards):
-                raise ValueError("weight_map")
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-            return [], [f"{index} is no readable index of shards ({error})"]
-        missing = [shard for shard in shards if shard not in tree.files]
-        if missing:
-            return shards, [f"{index} names {missing[0]}, which is not there ({len(missing)} missing)"]
-        return [*shards, index], _mistakes(tree, shards) or _uncovered(tree, index, content["weight_map"])
+            shards = sorted(set(files.shards(tree, index).values()))
+        except (ValueError, OSError) as error:
+            return [], [str(error)]
+        return [*shards, index], [f"{shard} is not there" for shard in shards if shard not in tree.files]
     return [], ["no weights are there"]
-
-
-def _uncovered(tree: Tree, index: str, weight_map: dict[str, str]) -> list[str]:
-    if not index.startswith("model.safetensors"):
-        return []
-    names: dict[str, frozenset[str]] = {}
-    for tensor, shard in weight_map.items():
-        if shard not in names:
-            names[shard] = frozenset(safetensors.read_header(tree, shard).tensors)
-        if tensor not in names[shard]:
-            return [f"{shard} does not hold {tensor[:80]!r}, which {index} promises"]
-    return []
-
-
-def _mistakes(tree: Tree, paths: Iterable[str]) -> list[str]:
-    found = (
-        safetensors.mistake(tree, path) if path.endswith(".safetensors") else torch_save.mistake(tree, path)
-        for path in paths
-    )
-    return [reason for reason in found if reason]
 
 
 def model_facts(tree: Tree) -> Facts:
     """Model facts of config.json and the headers of the weights."""
-    config = read_object(tree, "config.json")
-    adapter = read_object(tree, "adapter_config.json")
-    files, reasons = weights(tree)
-    headers = safetensors.of_headers(tree, [path for path in files if path.endswith(".safetensors") and not reasons])
+    config = read_object(tree, CONFIG)
+    held, missing = weights(tree)
+    parameters = dtype = None
+    if not missing and held and held[0].endswith(".safetensors"):
+        headers = safetensors.of_headers(tree, [path for path in held if path.endswith(".safetensors")])
+        parameters, dtype = headers.parameters, headers.dtype
+    elif not missing:
+        counted = [torch_save.tensors(torch_save.read_object(tree, path)) for path in held if path.endswith(".bin")]
+        parameters = sum(count for count, _ in counted) or None
+        dtype = next((kind for _, kind in counted if kind), None)
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    dtype = config.get("dtype") or config.get("torch_dtype") or headers.dtype
-    base = adapter.get("base_model_name_or_path") or config.get("_name_or_path")
     return Facts(
-        architecture=_text(architecture),
-        model_type=_text(config.get("model_type")),
-        dtype=_text(dtype),
-        parameters=headers.parameters,
-        base_model=_text(base),
+        architecture=text_of(architecture),
+        model_type=text_of(config.get("model_type")),
+        dtype=text_of(config.get("dtype") or config.get("torch_dtype")) or dtype,
+        parameters=parameters,
+        base_model=text_of(config.get("_name_or_path")),
         library="transformers",
-        library_version=_text(config.get("transformers_version")),
+        library_version=text_of(config.get("transformers_version")),
     )
 
 
-def inference(tree: Tree) -> tuple[bool, str]:
+def inference(tree: Tree) -> Ready:
     """Whether an inference server finds what it needs, and the reason where not."""
-    config = read_object(tree, "config.json")
-    _, reasons = weights(tree)
-    if reasons:
-        return False, reasons[0]
-    if "adapter_config.json" in tree.files and "config.json" not in tree.files:
-        base = read_object(tree, "adapter_config.json").get("base_model_name_or_path")
-        return False, f"an adapter: it needs its base model ({base or 'not named in adapter_config.json'})"
-    if not config.get("architectures"):
-        return False, "config.json names no architecture"
-    return True, ""
-
-
-def _text(value: object) -> str | None:
-    return value[:500] if isinstance(value, str) and value else None
+    _, missing = weights(tree)
+    if not missing and not read_object(tree, CONFIG).get("architectures"):
+        missing = [f"{CONFIG} names no architecture"]
+    return Ready(
+        resume_reason="no state of optimizer and scheduler",
+        inference=not missing,
+        inference_reason=missing[0] if missing else "",
+    )
 
 
 class Pretrained:
@@ -118,32 +90,28 @@ class Pretrained:
     completes = ("training_args.bin",)
 
     def recognises(self, tree: Tree) -> bool:
-        if "config.json" not in tree.files:
-            return False
-        config = read_object(tree, "config.json")
+        if CONFIG not in tree.files:
+            return _COMPANION in tree.files and any(name in tree.files for name in (*SINGLE, *INDEXES))
+        config = read_object(tree, CONFIG)
         has_weights = any(name in tree.files for name in (*SINGLE, *INDEXES))
         return "model_type" in config or "architectures" in config or (has_weights and "_class_name" not in config)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
-        reasons = []
-        try:
-            if not isinstance(read_json(tree, "config.json"), dict):
-                reasons.append("config.json holds no object")
-        except (ValueError, OSError) as error:
-            reasons.append(f"config.json cannot be read ({error})")
         _, missing = weights(tree)
-        reasons += missing
-        if "training_args.bin" in tree.files:
-            reasons += _mistakes(tree, ["training_args.bin"])
-        return judged(self.name, reasons, context, proven=False)
+        if CONFIG not in tree.files:
+            missing = [f"{CONFIG} is not there", *missing]
+        return judged(self.name, [*missing, *files.mistakes(tree)], context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
         return model_facts(tree)
 
     def ready(self, tree: Tree) -> Ready:
-        can, reason = inference(tree)
-        return Ready(resume_reason="no state of optimizer and scheduler", inference=can, inference_reason=reason)
+        return inference(tree)
 
     def claims(self, tree: Tree) -> frozenset[str]:
-        files, _ = weights(tree)
-        return frozenset(path for path in tree.files if path in _BESIDE or path in files)
+        held, _ = weights(tree)
+        return frozenset(
+            path
+            for path in tree.files
+            if path in BESIDE or path in held or (path.startswith(_SHARD) and "-of-" in path)
+        )

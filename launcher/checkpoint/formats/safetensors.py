@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from launcher.checkpoint.tree import Tree
 
 HEADER_LIMIT = 100_000_000
 """The library's own limit on the header's length."""
+_FIRST_READ = 32 << 10
+_LARGEST = 1 << 64
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -54,18 +57,25 @@ def read_header(tree: Tree, path: str) -> Header:
     size = tree.files[path]
     if size < 8:
         raise ValueError(f"{path} has {size} bytes, less than a header")
-    (length,) = struct.unpack("<Q", tree.read(path, 0, 8).ljust(8, b"\0"))
+    head = tree.read(path, 0, _FIRST_READ)
+    (length,) = struct.unpack("<Q", head[:8].ljust(8, b"\0"))
     if length > HEADER_LIMIT:
         raise ValueError(f"{path} claims a header of {length} bytes")
     if 8 + length > size:
         raise ValueError(f"{path} ends inside its header")
     try:
-        content = json.loads(tree.read(path, 8, length), object_pairs_hook=_unique)
+        body = head[8 : 8 + length] if 8 + length <= len(head) else tree.read(path, 8, length)
+        # As strict as the library: UTF-8 only, no name twice, no NaN, no lone surrogate, no number with a sign as a size.
+        text = body.decode()
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused, parse_int=_natural)
+        if "\\u" in text:
+            str(content).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has an unreadable header ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} has a header that is no JSON object")
-    metadata = content.pop("__metadata__", None) or {}
+    metadata = content.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path} has metadata that are not text")
     tensors, spans = {}, []
@@ -96,23 +106,26 @@ def mistake(tree: Tree, path: str) -> str | None:
 
 def _tensor(path: str, name: str, info: Any) -> tuple[str, tuple[int, ...], int, int]:
     try:
-        dtype, shape, (begin, end) = info["dtype"], tuple(info["shape"]), info["data_offsets"]
-        if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end < 1 << 63):
-            raise TypeError
-        if not all(isinstance(side, int) and 0 <= side < 1 << 63 for side in shape):
-            raise TypeError
+        dtype, shape, (begin, end) = info["dtype"], info["shape"], info["data_offsets"]
         bits = _BITS[dtype]
+        if not isinstance(shape, list) or not isinstance(info["data_offsets"], list):
+            raise TypeError
+        if not all(type(number) is int and 0 <= number < _LARGEST for number in (*shape, begin, end)):
+            raise TypeError
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} describes the tensor {name[:80]!r} in no known way") from None
-    if end - begin != (_count(shape) * bits + 7) // 8:
-        raise ValueError(f"{path} gives the tensor {name[:80]!r} {end - begin} bytes for {dtype} {list(shape)}")
-    return dtype, shape, begin, end
+    count = _count(shape)
+    if begin > end or count * bits >= _LARGEST or end - begin != count * bits // 8 or count * bits % 8:
+        raise ValueError(f"{path} gives the tensor {name[:80]!r} {end - begin} bytes for {dtype} {shape[:20]}")
+    return dtype, tuple(shape), begin, end
 
 
-def _count(shape: tuple[int, ...]) -> int:
+def _count(shape: Iterable[int]) -> int:
     count = 1
     for side in shape:
         count *= side
+        if count >= _LARGEST:  # The library refuses a product that overflows on the way, even to nothing.
+            return _LARGEST
     return count
 
 
@@ -121,6 +134,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a name occurs twice")
     return result
+
+
+def _refused(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _natural(text: str) -> int:
+    """A number of the header; -1 for every one with a sign, as the library takes -0 for no size either."""
+    if text.startswith("-"):
+        return -1
+    return int(text) if len(text) <= 20 else _LARGEST
 
 
 class Safetensors:
@@ -133,9 +157,9 @@ class Safetensors:
         return any(path.endswith(".safetensors") for path in tree.files)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
-        from launcher.checkpoint.formats import file_mistakes
+        from launcher.checkpoint.formats import files
 
-        return judged(self.name, file_mistakes(tree, tree.files), context, proven=False)
+        return judged(self.name, files.mistakes(tree), context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
         return of_headers(tree, [path for path in tree.files if path.endswith(".safetensors")])

@@ -1,27 +1,35 @@
 """torch.save files, and folders of them that no other format knows.
 
 Since torch 1.6 the file is a zip archive `<stem>/data.pkl, <stem>/data/N, <stem>/version …`, stored without compression,
-its central directory in the last write. Whole: the end record is the file's last bytes and every entry lies inside the
-file. The older stream form is five pickles followed by the storages to the end of the file, without a trailer. Nothing is
-unpickled here.
+its directory in the last write. Whole: the end record is the file's last bytes, and the archive explains every byte. The older
+stream is five pickles (magic number, protocol, system, object, keys) and then each storage: its count in eight bytes, its
+data; whole where the last one ends exactly at the file's end. Nothing is unpickled here.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import struct
-import zipfile
 
+from launcher.checkpoint import archive, pickles, symbols
 from launcher.checkpoint.judgement import Context, Judgement, judged
 from launcher.checkpoint.manifest import Facts, Ready
+from launcher.checkpoint.pickles import Pickle
+from launcher.checkpoint.symbols import Call, Mapping, Name, Persistent
 from launcher.checkpoint.tree import Tree
 
-ZIP = b"PK\x03\x04"
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 """The pickled magic number (protocol 2) that the older form begins with."""
-DIRECTORY_LIMIT = 64 << 20
-"""Bytes of a zip directory that are read; 64 MiB hold some 800,000 tensors."""
-_LOCAL_HEADER = 30
+_STORAGES = {
+    "FloatStorage": (4, "float32"), "DoubleStorage": (8, "float64"), "HalfStorage": (2, "float16"),
+    "BFloat16Storage": (2, "bfloat16"), "LongStorage": (8, "int64"), "IntStorage": (4, "int32"), "ShortStorage": (2, "int16"),
+    "CharStorage": (1, "int8"), "ByteStorage": (1, "uint8"), "BoolStorage": (1, "bool"), "ComplexFloatStorage": (8, "complex64"),
+    "ComplexDoubleStorage": (16, "complex128"), "UntypedStorage": (1, "uint8"), "QInt8Storage": (1, "qint8"),
+    "QUInt8Storage": (1, "quint8"), "QInt32Storage": (4, "qint32"),
+}  # fmt: skip
+"""Storage class to (bytes of a value, dtype)."""
+_TENSORS = frozenset({"_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_tensor_v3", "_rebuild_qtensor"})
+_VISITS = 1_000_000
 
 
 def is_torch(tree: Tree, path: str) -> bool:
@@ -32,17 +40,20 @@ def is_torch(tree: Tree, path: str) -> bool:
         return False
     if head.startswith(LEGACY):
         return True
-    if not head.startswith(ZIP) or len(head) < _LOCAL_HEADER:
+    if not head.startswith(archive.ENTRY) or len(head) < archive.LOCAL_HEADER:
         return False
     (length,) = struct.unpack_from("<H", head, 26)
-    return head[_LOCAL_HEADER : _LOCAL_HEADER + length].endswith(b"/data.pkl")
+    return head[archive.LOCAL_HEADER : archive.LOCAL_HEADER + length].endswith(b"/data.pkl")
 
 
 def mistake(tree: Tree, path: str) -> str | None:
-    """Why the file is not whole, or None. The older form has no end mark: None, and only quiet proves it."""
+    """Why a torch.save file is not whole, or None."""
     try:
-        if tree.read(path, 0, len(LEGACY)) == LEGACY:
-            return None
+        head = tree.read(path, 0, len(LEGACY))
+        if head == LEGACY:
+            return _stream_mistake(tree, path)
+        if head[:1] == b"\x80":
+            return _pickle_mistake(tree, path)
         return zip_mistake(tree, path)
     except OSError as error:
         return f"{path}: {error.strerror or error}"
@@ -50,58 +61,110 @@ def mistake(tree: Tree, path: str) -> str | None:
 
 def zip_mistake(tree: Tree, path: str) -> str | None:
     """Why a zip archive is not whole, or None. Raises OSError."""
-    size = tree.files[path]
-    if size == 0:
-        return f"{path} is empty"
-    if tree.read(path, 0, 4) != ZIP:
-        return f"{path} does not begin like a torch.save file"
     try:
-        with zipfile.ZipFile(_Window(tree, path)) as archive:
-            for entry in archive.infolist():
-                if entry.header_offset + _LOCAL_HEADER + entry.compress_size > archive.start_dir:
-                    return f"{path} lacks bytes of its entry {entry.filename[:80]!r}"
-            if not archive.infolist():
-                return f"{path} has no entries"
-    except zipfile.BadZipFile as error:
-        return f"{path} has no zip directory at its end ({error})"
-    except (ValueError, struct.error, NotImplementedError, UnicodeDecodeError) as error:
-        return f"{path} has an unreadable zip directory ({error})"
+        archive.directory(tree, path)
+    except ValueError as error:
+        return str(error)
     return None
 
 
-class _Window(io.RawIOBase):
-    """A file of a tree for zipfile, which may read at most DIRECTORY_LIMIT bytes of it."""
+def _pickle_mistake(tree: Tree, path: str) -> str | None:
+    """A plain pickle is whole where it ends with the file; of one that is too large to read, where the file ends like one."""
+    size = tree.files[path]
+    found = pickles.read(lambda start, length: tree.read(path, start, length), 0, size)
+    if found.limit:
+        return None if tree.read(path, size - 1, 1) == b"." else f"{path} does not end like a pickle"
+    if found.mistake:
+        return f"{path} is no whole pickle: {found.mistake}"
+    return None if found.end == size else f"{path} has {size - found.end} bytes after its pickle"
 
-    def __init__(self, tree: Tree, path: str) -> None:
-        self._tree, self._path, self._size = tree, path, tree.files[path]
-        self._position = 0
-        self._left = DIRECTORY_LIMIT
 
-    def seekable(self) -> bool:
-        return True
+def _stream_mistake(tree: Tree, path: str) -> str | None:
+    position, value = 0, None
+    for number in range(5):
+        found = pickles.read(lambda start, length: tree.read(path, start, length), position)
+        if found.limit:
+            return None
+        if found.mistake:
+            return f"{path} is no whole torch.save stream: {found.mistake}"
+        position, value = found.end, found.value if number == 3 else value
+    storages = {}
+    for each in _walk(value):
+        if isinstance(each, Persistent) and isinstance(each.id, tuple) and len(each.id) >= 5:
+            _, kind, key, _, count = each.id[:5]
+            width = _STORAGES.get(kind.name if isinstance(kind, Name) else "", (0, ""))[0]
+            if not width or not isinstance(key, str) or not isinstance(count, int):
+                return f"{path} has a storage of an unknown kind"
+            storages[key] = 8 + width * count
+    end, size = position + sum(storages.values()), tree.files[path]
+    return None if end == size else f"{path} has {size} bytes, its storages end at {end}"
 
-    def readable(self) -> bool:
-        return True
 
-    def tell(self) -> int:
-        return self._position
+def read_pickle(tree: Tree, path: str) -> Pickle | None:
+    """The pickle that holds a torch.save file's object, tensors left out; None where there is none. Raises nothing."""
+    if path not in tree.files:
+        return None
+    try:
+        head = tree.read(path, 0, len(LEGACY))
+        if head == LEGACY:
+            position = 0
+            for _ in range(3):
+                position = pickles.read(lambda start, length: tree.read(path, start, length), position).end
+            return pickles.read(lambda start, length: tree.read(path, start, length), position)
+        if head[:4] != archive.ENTRY:
+            return pickles.read(lambda start, length: tree.read(path, start, length)) if head[:1] == b"\x80" else None
+        entry = next((each for each in archive.directory(tree, path) if each.name.endswith("/data.pkl")), None)
+        if entry is None:
+            return None
+        data = archive.content(tree, path, entry, pickles.LARGEST)
+    except (ValueError, OSError):
+        return None
+    return pickles.read(lambda start, length: data[start : start + length], 0, len(data))
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError("an offset lies before the file")
-        self._position = base + offset
-        return self._position
 
-    def read(self, size: int = -1, /) -> bytes:
-        available = max(self._size - self._position, 0)
-        length = available if size is None or size < 0 else min(size, available)
-        self._left -= length
-        if self._left < 0:
-            raise ValueError(f"it claims more than {DIRECTORY_LIMIT >> 20} MiB")
-        data = self._tree.read(self._path, self._position, length)
-        self._position += len(data)
-        return data
+def read_object(tree: Tree, path: str) -> object:
+    """What a torch.save file holds, symbolically (see `pickles`); None where it cannot be read."""
+    found = read_pickle(tree, path)
+    return found.value if found and not found.mistake else None
+
+
+def tensors(value: object) -> tuple[int, str | None]:
+    """Parameters and the dtype of most of them, of the tensors in a read object."""
+    counts: dict[str, int] = {}
+    for each in _walk(value):
+        if not isinstance(each, Call) or not isinstance(each.callee, Name) or each.callee.name not in _TENSORS:
+            continue
+        arguments = each.arguments if isinstance(each.arguments, tuple) else ()
+        if len(arguments) < 3 or not isinstance(arguments[0], Persistent) or not isinstance(arguments[2], tuple):
+            continue
+        identifier, shape = arguments[0].id, arguments[2]
+        kind = identifier[1] if isinstance(identifier, tuple) and len(identifier) > 1 else None
+        dtype = _STORAGES.get(kind.name if isinstance(kind, Name) else "", (0, ""))[1]
+        if dtype and all(isinstance(side, int) and 0 <= side < 1 << 48 for side in shape) and len(shape) <= 16:
+            counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
+    return sum(counts.values()), max(counts, key=lambda dtype: counts[dtype], default=None)
+
+
+def _walk(value: object) -> list[object]:
+    """Every object below, each once."""
+    seen: set[int] = set()
+    found: list[object] = []
+    pending = [value]
+    while pending and len(found) < _VISITS:
+        each = pending.pop()
+        if id(each) in seen or each is None or isinstance(each, (str, bytes, int, float)):
+            continue
+        seen.add(id(each))
+        found.append(each)
+        if isinstance(each, Mapping):
+            pending += [part for pair in each for part in pair]
+        elif isinstance(each, (list, tuple)):
+            pending += each
+        elif isinstance(each, Call):
+            pending += [each.callee, each.arguments, each.state, *(part for pair in each.items for part in pair)]
+        elif isinstance(each, Persistent):
+            pending.append(each.id)
+    return found
 
 
 class TorchSave:
@@ -114,12 +177,32 @@ class TorchSave:
         return any(is_torch(tree, path) for path in tree.files)
 
     def judge(self, tree: Tree, context: Context) -> Judgement:
-        from launcher.checkpoint.formats import file_mistakes
+        from launcher.checkpoint.formats import files
 
-        return judged(self.name, file_mistakes(tree, tree.files), context, proven=False)
+        return judged(self.name, files.mistakes(tree), context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
-        return Facts(library="torch")
+        """Step and epoch where the saved dictionary has them by these names; parameters of its model."""
+        step = epoch = None
+        parameters, dtype = 0, None
+        for path in sorted(tree.files):
+            if not is_torch(tree, path):
+                continue
+            value = read_object(tree, path)
+            step = step if step is not None else number(value, "step", "global_step", "iteration")
+            epoch = epoch if epoch is not None else number(value, "epoch")
+            model = next((found for key in _MODEL if (found := symbols.get(value, key)) is not None), None)
+            if model is None and not _is_state_dict(value):
+                continue
+            count, kind = tensors(value if model is None else model)
+            parameters, dtype = parameters + count, dtype or kind
+        return Facts(
+            step=int(step) if step is not None else None,
+            epoch=float(epoch) if epoch is not None else None,
+            parameters=parameters or None,
+            dtype=dtype,
+            library="torch",
+        )
 
     def ready(self, tree: Tree) -> Ready:
         reason = "what a torch.save file holds is known to the script that wrote it"
@@ -127,3 +210,24 @@ class TorchSave:
 
     def claims(self, tree: Tree) -> frozenset[str]:
         return frozenset()
+
+
+_MODEL = ("model", "state_dict", "model_state_dict", "module")
+
+
+def number(value: object, *keys: str) -> int | float | None:
+    """The first number that a read dictionary holds under one of the keys."""
+    for key in keys:
+        found = symbols.get(value, key)
+        if isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < 1 << 62:
+            return found
+    return None
+
+
+def _is_state_dict(value: object) -> bool:
+    """Whether the values of a dictionary are tensors: a model saved by itself."""
+    pairs = value if isinstance(value, Mapping) else value.items if isinstance(value, Call) else []
+    return bool(pairs) and all(
+        isinstance(item, Call) and isinstance(item.callee, Name) and item.callee.name.startswith("_rebuild")
+        for _, item in pairs
+    )

@@ -1,0 +1,81 @@
+"""From a store on the same file system into the node cache without copying a byte: by reflinks, else by hard links.
+
+A reflink is a file of its own and always safe. A hard link is the store's own file under another name, so it is only for a
+job that cannot change it: root's or the caller's read-only file, on a rung that also holds its mode (see `protection`). Both
+are read once, whole, and compared with the manifest, like everything that comes into the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from launcher.checkpoint.manifest import File, Manifest
+from launcher.errors import DigestMismatch
+from launcher.store import layout
+from launcher.transfer import digest as digests
+from launcher.transfer.local import FICLONE, LocalStore
+from launcher.transfer.object_store import ObjectStore, OnBytes
+
+Way = Literal["reflink", "link"]
+LINKED = "+linked"
+"""The end of a cache entry's id whose files are hard links."""
+
+
+def folder(place: ObjectStore, manifest: Manifest) -> Path | None:
+    """The folder in which a local store has a checkpoint's files."""
+    return Path(place.root) / layout.files(manifest.id) if isinstance(place, LocalStore) else None
+
+
+def way(place: ObjectStore, manifest: Manifest, cache: Path, linkable: Callable[[], bool]) -> Way | None:
+    """How the store's files can be shared with the cache: tried on one file. `linkable` says whether a hard link is safe
+    for the job; asked only where it would be needed."""
+    source = folder(place, manifest)
+    if source is None or not manifest.files:
+        return None
+    file, probe = source / manifest.files[0].path, cache / f".share-{os.getpid()}"
+    try:
+        with open(file, "rb") as origin, open(probe, "wb") as made, contextlib.suppress(OSError):
+            fcntl.ioctl(made, FICLONE, origin.fileno())
+            return "reflink"
+        probe.unlink()
+        if file.stat().st_mode & 0o222:
+            return None
+        os.link(file, probe)
+        return "link" if linkable() else None
+    except OSError:
+        return None  # Another file system, or files of another user.
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def share(source: Path, manifest: Manifest, target: Path, way: Way) -> None:
+    """Puts every file below `target`. Raises OSError."""
+    for file in manifest.files:
+        path = target / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # An attempt that was cut off.
+        if way == "link":
+            os.link(source / file.path, path, follow_symlinks=False)
+            continue
+        with open(source / file.path, "rb") as origin, open(path, "xb") as made:
+            fcntl.ioctl(made, FICLONE, origin.fileno())
+            os.fchmod(made.fileno(), 0o444)
+
+
+def verify(files: Iterable[File], folder: Path, checkpoint: str, *, threads: int, on_bytes: OnBytes) -> None:
+    """Reads every file whole. Raises DigestMismatch for one that is not what the manifest says, OSError."""
+
+    def one(file: File) -> None:
+        if digests.of_file(folder / file.path) != file.digest:
+            raise DigestMismatch(path=file.path, checkpoint=checkpoint, cause="the store's file has other content")
+        on_bytes(file.size)
+
+    with ThreadPoolExecutor(threads, "verify") as pool:
+        for _ in pool.map(one, files):
+            pass
