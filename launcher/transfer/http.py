@@ -34,6 +34,7 @@ _PASSING = frozenset(
         "RequestTimeout",
         "TokenRefreshRequired",
         "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
     }
 )
 """Codes of S3 that come with 400 or 403, and go away with a new body or a new signature."""

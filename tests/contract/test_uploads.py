@@ -113,12 +113,12 @@ def test_a_server_without_these_checksums_checks_the_md5(
     assert stored(place, "k", size) == source.read_bytes()
 
 
-@pytest.mark.parametrize("fault", ["500-after", "cut-after", "200-with-error"])
-def test_the_lost_answer_to_the_last_request_is_settled(
+@pytest.mark.parametrize("fault", ["500-after", "cut-after", "html200", "flip-upload@70%"])
+def test_the_last_request_is_settled_where_it_or_its_answer_is_lost_or_damaged(
     place: ObjectStore, proxy: FaultProxy, tmp_path: Path, fault: str
 ) -> None:
     source = file_of(tmp_path, BLOCK + 1)
-    rule = proxy.script("POST", "uploadId=", fault.replace("200-with-error", "html200"))
+    rule = proxy.script("POST", "uploadId=", fault)
     place.upload(str(source), "k", lambda count: None)
     assert len(rule.seen) >= 2
     assert stored(place, "k", BLOCK + 1) == source.read_bytes()
