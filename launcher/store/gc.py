@@ -9,6 +9,7 @@ lease, and no clock of ours.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,13 @@ import msgspec
 
 from launcher.checkpoint import manifest as manifests
 from launcher.checkpoint.manifest import Abort
-from launcher.errors import ManifestInvalid
+from launcher.errors import ManifestInvalid, StoreUnsupported
 from launcher.ids import is_id
 from launcher.store import layout, removal
 from launcher.store.store import SCHEMA, Store
 from launcher.transfer.object_store import Entry, Missing, Theirs, create
 
-Kind = Literal["upload", "delete", "name", "temporary"]
+Kind = Literal["upload", "delete", "name", "temporary", "parts"]
 _ABORT_LIMIT = 200
 """Bytes: every abort is smaller, and every manifest (which has a digest) is larger."""
 
@@ -32,7 +33,8 @@ _ABORT_LIMIT = 200
 @dataclass(frozen=True)
 class Leftover:
     """What one crash left. `kind`: an upload that was never committed, a delete or a commit (before its name) that
-    was cut off, a temporary object; `what`: the checkpoint's id, or the object's key; `age` in seconds."""
+    was cut off, a temporary object, the parts of an object that never came to be (their size is not known, and shown as 0);
+    `what`: the checkpoint's id, or the object's key; `age` in seconds."""
 
     kind: Kind
     what: str
@@ -95,6 +97,9 @@ def _leftovers(store: Store, now: float) -> Iterator[Leftover]:
             yield _leftover("name", identifier, entries, now)
     for entry in [*store.listing(layout.CLOCK), *store.place.leftovers()]:
         yield _leftover("temporary", entry.key, [entry], now)
+    with contextlib.suppress(StoreUnsupported):  # `_notes` says so.
+        for part in store.place.unfinished(""):
+            yield Leftover("parts", part.key, 1, 0, max(0.0, now - part.began))
 
 
 def _remove(store: Store, found: Leftover, now: float) -> bool:
@@ -104,6 +109,11 @@ def _remove(store: Store, found: Leftover, now: float) -> bool:
         return True
     if found.kind == "temporary":
         removal.remove(store, [found.what])
+        return True
+    if found.kind == "parts":
+        for upload in store.place.unfinished(found.what):
+            if upload.key == found.what:
+                store.place.abort(upload)  # Its writer, if it was only slow, begins anew.
         return True
     key = layout.manifest(found.what)
     if found.kind == "name":
@@ -145,9 +155,11 @@ def _by_id(entries: list[Entry]) -> dict[str, list[Entry]]:
 
 
 def _notes(store: Store) -> tuple[str, ...]:
-    if store.url.startswith(("s3:", "s3a:", "gs:")):
+    try:
+        next(store.place.unfinished(""), None)
+    except StoreUnsupported as error:
         return (
-            "Parts of interrupted multipart uploads cannot be listed through this store's engine: "
-            "let the bucket remove them (lifecycle rule AbortIncompleteMultipartUpload).",
+            f"Parts of interrupted multipart uploads cannot be listed here ({error.facts['cause']}): let the bucket remove "
+            "them (lifecycle rule AbortIncompleteMultipartUpload).",
         )
     return ()

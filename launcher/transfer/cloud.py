@@ -183,6 +183,8 @@ class CloudStore:
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
         uploads = self._own_uploads()
+        if uploads is None and (self._is_s3 or self.url.startswith("gs:")):  # Azure drops its own after a week.
+            raise StoreUnsupported(store=self.url, cause="only its own engine has the credentials")
         try:
             yield from uploads.unfinished(prefix) if uploads else ()
         except Refused as refused:
@@ -249,7 +251,7 @@ class CloudStore:
                 self._obstore.delete(self._small, batch[start : start + 1000])
 
     def leftovers(self) -> Iterator[Entry]:
-        return iter(())  # Parts of a multipart upload that was cut off have no key, and obstore cannot list them.
+        return iter(())  # Parts of an upload that was cut off are no objects: see `unfinished`.
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:

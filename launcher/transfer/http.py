@@ -26,6 +26,7 @@ _LONGEST_WAIT = 60.0
 _PASSING = frozenset(
     {
         "BadDigest",
+        "ExpiredPresignRequest",
         "ExpiredToken",
         "IncompleteBody",
         "RequestExpired",
@@ -33,6 +34,7 @@ _PASSING = frozenset(
         "RequestTimeout",
         "TokenRefreshRequired",
         "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
     }
 )
 """Codes of S3 that come with 400 or 403, and go away with a new body or a new signature."""
@@ -50,12 +52,16 @@ class Refused(Exception):
 
 
 class Connections:
-    """Kept connections, lent to one request at a time. `timeout`: seconds without a byte after which one is cut. `environ`:
-    whose proxies are used; without it none are."""
+    """Kept connections, lent to one request at a time.
 
-    def __init__(self, *, timeout: float, environ: Mapping[str, str] | None = None) -> None:
+    `timeout`: seconds without a byte after which one is cut. `answer`: seconds from a request's last byte to the answer's
+    first, where a server may need longer, as to store what it was sent. `environ`: whose proxies are used; without it none.
+    """
+
+    def __init__(self, *, timeout: float, answer: float = 0.0, environ: Mapping[str, str] | None = None) -> None:
         self._environ = environ or {}
         self._timeout = timeout
+        self._answer = max(timeout, answer)
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
@@ -77,12 +83,12 @@ class Connections:
             with broken(url):
                 try:
                     reused = connection.sock is not None
-                    response = _send(connection, method, target, headers, body)
+                    response = self._send(connection, method, target, headers, body)
                 except (http.client.RemoteDisconnected, ConnectionError):
                     if not reused:
                         raise
                     connection.close()  # The server had closed the kept connection meanwhile.
-                    response = _send(connection, method, target, headers, body)
+                    response = self._send(connection, method, target, headers, body)
             yield response
             keep = response.isclosed() or response.length == 0
             response.close()
@@ -93,6 +99,21 @@ class Connections:
             else:
                 connection.close()
 
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Body | bytes,
+    ) -> http.client.HTTPResponse:
+        connection.request(method, target, body if isinstance(body, bytes) else iter(body()), headers=dict(headers))
+        sock = connection.sock
+        sock.settimeout(self._answer)
+        response = connection.getresponse()
+        sock.settimeout(self._timeout)
+        return response
+
     def _take(self, place: tuple[str, str]) -> http.client.HTTPConnection:
         with self._lock:
             if idle := self._idle.get(place):
@@ -101,13 +122,6 @@ class Connections:
                 self._tls = self._tls or ssl.create_default_context()
             proxy = addresses.proxy(*place, self._environ)
             return addresses.connection(*place, timeout=self._timeout, tls=self._tls, proxy=proxy)
-
-
-def _send(
-    connection: http.client.HTTPConnection, method: str, target: str, headers: Mapping[str, str], body: Body | bytes
-) -> http.client.HTTPResponse:
-    connection.request(method, target, body if isinstance(body, bytes) else iter(body()), headers=dict(headers))
-    return connection.getresponse()
 
 
 @contextlib.contextmanager

@@ -104,7 +104,8 @@ class ObjectStore(Readable, Protocol):
         Raises Missing where there is no such source, StoreUnsupported where the place cannot copy this object."""
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
-        """The uploads below `prefix` that were begun and not finished, as far as the place keeps and lists them."""
+        """The uploads below `prefix` that were begun and not finished. Raises StoreUnsupported where the place keeps them and
+        cannot list them."""
 
     def abort(self, upload: Unfinished) -> None:
         """Removes what arrived of an upload; one that is gone already is no error. Its writer, if it lives, begins anew."""

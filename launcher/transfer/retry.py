@@ -1,14 +1,17 @@
 """The one retry policy: what is tried again, how often, for how long.
 
-Tried again: StoreUnavailable, which the engines raise for 429, 5xx, time-outs, resets and short bodies. Everything else
-(403, 404, no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full
-jitter, or are what the server asked for (Retry-After).
+Tried again: StoreUnavailable, which the engines raise for 408, 429, 5xx (but 501), time-outs, resets, stalled and short
+bodies, bodies that the server found damaged, and expired signatures (the next attempt signs anew). Everything else (403, 404,
+no space, bad data) fails at once with its cause. Waits grow from 0.1 s to 5 s with full jitter, or are what the server asked
+for (Retry-After, at most 60 s). An operation is given up when it has failed for `timeout` seconds; one that brings bytes
+begins its time anew.
 """
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,34 +21,37 @@ if TYPE_CHECKING:
     from tenacity import Retrying
 
 T = TypeVar("T")
+_FIRST_WAIT = 0.1
+"""Seconds, at most, before the first time that something is tried again."""
 
 
 def policy(timeout: float) -> Retrying:
     """Attempts for `for attempt in policy(timeout): with attempt: …`; the last failure is raised after `timeout` seconds."""
     import tenacity  # 40 ms, and a local store that works never needs it
 
-    jitter = tenacity.wait_random_exponential(multiplier=0.1, max=5)
+    jitter = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=5)
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StoreUnavailable),
-        wait=lambda state: max(jitter(state), _asked(state.outcome)),
+        wait=lambda state: max(jitter(state), _asked(state.outcome.exception() if state.outcome else None)),
         stop=tenacity.stop_after_delay(timeout),
         reraise=True,
     )
 
 
-def _asked(outcome: Future[Any] | None) -> float:
+def _asked(error: BaseException | None) -> float:
     """Seconds that the server asked for (Retry-After)."""
-    error = outcome.exception() if outcome else None
     asked = error.facts.get("retry_after") if isinstance(error, StoreUnavailable) else None
     return asked if isinstance(asked, float) else 0.0
 
 
 def call(function: Callable[[], T], timeout: float) -> T:
-    """Calls `function` until it succeeds, fails for good, or `timeout` seconds have passed."""
+    """Calls `function` until it succeeds, fails for good, or has failed for `timeout` seconds."""
     try:
         return function()
-    except StoreUnavailable:
-        return policy(timeout)(function)
+    except StoreUnavailable as error:
+        wait = max(random.uniform(0, _FIRST_WAIT), _asked(error))
+    time.sleep(wait)
+    return policy(timeout)(function)
 
 
 def engine_config(timeout: float) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from launcher.errors import StoreUnavailable
 from launcher.transfer.http import Body, Connections, Refused, broken, check
 from launcher.transfer.object_store import Unfinished
 from launcher.transfer.retry import call
-from launcher.transfer.sigv4 import Keys, encoded, signed
+from launcher.transfer.sigv4 import UNSIGNED, Keys, encoded, signed
 
 _CRC32 = "x-amz-checksum-crc32"
+_TRIES = 5
+"""How often the list of an upload's parts is sent at most, where the server refuses it."""
 
 
 class Gone(Exception):
@@ -60,7 +62,7 @@ class Uploads:
         self._bucket, self._prefix, self._region = bucket, prefix, region
         self._keys = keys
         self._timeout = timeout
-        self._connections = Connections(timeout=stalled)
+        self._connections = Connections(timeout=stalled, answer=timeout)
         self._crc32 = True
         """Whether the server knows CRC-32, as far as it was asked."""
 
@@ -121,18 +123,29 @@ class Uploads:
         )
         body = f"<CompleteMultipartUpload>{entries}</CompleteMultipartUpload>".encode()
 
-        def attempt() -> None:
-            with self._ask("POST", key, {"uploadId": upload}, {}, body) as response:
-                text = _text(response, self._bucket)
-            if "<CompleteMultipartUploadResult" not in text:  # S3 may say 200, and in the body that it failed.
-                raise StoreUnavailable(store=self._url(key), cause=_field(text, "Code") or "no result")
+        size = sum(part.size for part in parts)
+        left = _TRIES
 
-        try:
-            call(attempt, self._timeout)
-        except Gone:
-            # Where the answer to an earlier attempt was lost, the object is there.
-            if self._size(key) != sum(part.size for part in parts):
+        def attempt() -> None:
+            nonlocal left
+            left -= 1
+            try:
+                with self._ask("POST", key, {"uploadId": upload}, {}, body) as response:
+                    text = _text(response, self._bucket)
+                if "<CompleteMultipartUploadResult" not in text:  # S3 may say 200, and in the body that it failed.
+                    raise StoreUnavailable(store=self._url(key), cause=_field(text, "Code") or "no result")
+            except (Gone, Refused) as refused:
+                if self._size(key) == size:
+                    return  # By an attempt before, whose answer was lost, or by another process.
+                # The list of parts was damaged on its way, or an attempt before is at work on the server still.
+                if isinstance(refused, Refused) and refused.status == 400 and left > 0:
+                    raise StoreUnavailable(store=self._url(key), cause=str(refused)) from refused
                 raise
+            made = re.search(r"-(\d+)\W*$", _field(text, "ETag"))
+            if made and int(made[1]) != len(parts):
+                raise Gone(f"the server made the object of {made[1]} of {len(parts)} parts")
+
+        call(attempt, self._timeout)
 
     def parts(self, key: str, upload: str) -> dict[int, Part]:
         """What the server has of an upload, by number from 1."""
@@ -199,7 +212,16 @@ class Uploads:
         """The successful answer to one request for an object, or (key None) for the bucket."""
         url = self._bucket if key is None else self._url(key)
         parts = urllib.parse.urlsplit(url)
-        given = signed(method, parts.netloc, parts.path or "/", query, headers, keys=self._keys(), region=self._region)
+        given = signed(
+            method,
+            parts.netloc,
+            parts.path or "/",
+            query,
+            headers,
+            keys=self._keys(),
+            region=self._region,
+            payload=hashlib.sha256(body).hexdigest() if isinstance(body, bytes) else UNSIGNED,
+        )
         if query:
             url = f"{url}?{encoded(query)}"
         with self._connections.ask(method, url, given, body) as response:
