@@ -1,6 +1,7 @@
 """The ladder in a container without any capability: Landlock is the rung, and no attack changes the input.
 
-The image is empty: the container sees this machine's own programs read-only, so nothing has to be built.
+The image has this machine's shell and nothing else: the container of the entrypoint sees this machine's own programs
+read-only, so nothing has to be built.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ from tests.support.docker_engine import EngineMissingError, docker_engine
 
 __all__ = ["public"]
 
-IMAGE = "launcher-test-empty:latest"
+IMAGE = "launcher-test-shell:latest"
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Docker engine that has the empty image."""
+    """A Docker engine that has the image."""
     try:
         with docker_engine() as found:
-            empty = subprocess.run(["tar", "-c", "-T", "/dev/null"], capture_output=True, check=True).stdout
+            libraries = subprocess.run(["ldd", "/bin/sh"], capture_output=True, text=True, check=True).stdout.split()
+            paths = ["/bin/sh", *(word for word in libraries if word.startswith("/"))]
+            shell = subprocess.run(["tar", "-chP", *paths], capture_output=True, check=True).stdout
             command = ["docker", "import", "-", IMAGE]
             subprocess.run(
-                command, env=os.environ | {"DOCKER_HOST": found}, input=empty, capture_output=True, check=True
+                command, env=os.environ | {"DOCKER_HOST": found}, input=shell, capture_output=True, check=True
             )
             yield found
     except EngineMissingError as error:
@@ -109,3 +112,17 @@ def test_a_view_in_a_container_without_capabilities(public: Path, address: str) 
     done = in_container(it, address, home, "sh", "-c", text, LAUNCHER_INPUT_WRITABLE="true")
     assert done.returncode == 0 and done.stdout.split() == ["config.json", "new", "sub"], done.stdout + done.stderr
     assert "The job may write into its input: " in done.stderr
+
+
+def test_the_docker_runner_binds_a_view_that_the_job_may_write(public: Path, address: str) -> None:
+    it = rig(public, "root")
+    it.launcher.env["DOCKER_HOST"] = address
+    words = ["training", "run", "x", "--runner", "docker", "--image", IMAGE, "-C", "base"]
+    text = "cd $LAUNCHER_INPUT_CHECKPOINT && echo x >> config.json && echo x > sub/new && echo *"
+    done = it.run(*words, "--input-writable", "--", "/bin/sh", "-c", text)
+    assert done.returncode == 0 and done.stdout.split() == ["config.json", "sub"], done.stdout + done.stderr
+    assert "a view that it may change; the input itself is read-only by: engine" in done.stderr
+    assert list((it.launcher.home / "data" / "jobs").glob("x/*/view")) == []
+    done = it.run(*words, "--", "/bin/sh", "-c", f"! ({text})")
+    assert done.returncode == 0 and "cannot create config.json" in done.stderr, done.stdout + done.stderr
+    assert it.cached()["config.json"] == (it.model / "config.json").read_bytes()
