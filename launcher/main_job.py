@@ -115,7 +115,8 @@ def _run(
     running = start(prepared, checked, folder, uploader)
     attempt.guarantee = running.guarantee
     attempt.inputs = [
-        _input(each, running.rung, path, redactor) for each, (_, path) in zip(prepared.provided, prepared.mounts)
+        _input(each, running.rung, path, prepared, redactor)
+        for each, (_, path) in zip(prepared.provided, prepared.mounts)
     ]
     folder.write(record)
     report.started(record, emit)
@@ -184,7 +185,7 @@ def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Reda
     )
 
 
-def _input(provided: choose.Provided, rung: str, path: str, redactor: Redactor) -> InputRecord:
+def _input(provided: choose.Provided, rung: str, path: str, prepared: Prepared, redactor: Redactor) -> InputRecord:
     manifest = provided.chosen.manifest
     return InputRecord(
         reference=redactor.text(provided.chosen.text),
@@ -192,6 +193,7 @@ def _input(provided: choose.Provided, rung: str, path: str, redactor: Redactor) 
         path=path,
         rung=rung,
         size=provided.chosen.size,
+        writable=bool(prepared.protection.views),
     )
 
 

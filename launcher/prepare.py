@@ -182,7 +182,7 @@ def prepare(
         view = View(folder.path / "view")
         held.append(view)
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
-    if any(each.linked for each in provided) or any(shield.views.values()):
+    if not in_container and (any(each.linked for each in provided) or any(shield.views.values())):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     prepared = Prepared(
         command=line,

@@ -120,7 +120,8 @@ def started(record: JobRecord, emit: Emit) -> None:
     command = " ".join(record.spec.command)
     lines = [f"Job {record.name} ({record.id}) runs: {printable(command)}"]
     for each in attempt.inputs:
-        lines.append(f"Input {each.reference} at {each.path}, read-only by: {each.rung}")
+        how = "a view that it may change; the input itself is read-only by" if each.writable else "read-only by"
+        lines.append(f"Input {each.reference} at {each.path}, {how}: {each.rung}")
     if attempt.inputs and attempt.guarantee:
         lines.append(f"({attempt.guarantee})")
     level = "warning" if any(each.rung == "none" for each in attempt.inputs) else "info"

@@ -43,6 +43,8 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     rung: str
     """What makes it read-only: bind, userns, landlock, permissions, none, engine."""
     size: int = 0
+    writable: bool = False
+    """The job had a view of its own that it could change; the input itself was read-only all the same."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):

@@ -74,6 +74,7 @@ def test_what_is_swapped_with_a_link_is_refused(tmp_path: Path, rung: str, what:
             os.close(reader)
             ended[done.returncode] += 1
             swapper.send_signal(signal.SIGSTOP)
+            os.waitpid(swapper.pid, os.WUNTRACED)  # until it has stopped
             for path in (target, root / "link"):
                 if path.is_symlink() and os.readlink(path) == str(source):  # without a mount, a link stands for it
                     path.unlink()
