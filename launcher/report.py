@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
-from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError
+from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, event
 from launcher.job.folder import JobFolder
 from launcher.job.record import JobRecord, Outcome, write_atomically
@@ -165,20 +166,27 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
             folder = manifest.origin.path
             prefix = "" if folder == "." or not os.path.isdir(os.path.join(output, folder)) else f"{folder}/"
             known.update(prefix + file.path for file in manifest.files)
-    aside = {str(each["name"]) for each in record.skipped if each["kind"] == "salvage"}
+    aside = tuple(f"{each['name']}/" for each in record.skipped if each["kind"] == "salvage")
     kept, total = 0, 0
     for parent, folders, files in os.walk(output):
         folders[:] = [each for each in folders if each != ".launcher"]
         for name in files:
             path = os.path.join(parent, name)
             relative = os.path.relpath(path, output)
-            if relative in known or relative.partition("/")[0] in aside or os.path.islink(path):
-                continue
-            if not os.path.isfile(path):
+            if (
+                relative in known
+                or f"{relative}/".startswith(aside)
+                or os.path.islink(path)
+                or not os.path.isfile(path)
+            ):
                 continue
             try:
+                paths.check(relative)
                 key = f"{layout.job(record.id)}outputs/{relative}"
                 call(lambda path=path, key=key: store.place.upload(path, key, lambda count: None), store.timeout)  # type: ignore[misc]
+            except UnsafePath as error:
+                emit(event("output-skipped", f"Not stored: {printable(error.text)}", "warning"))
+                continue
             except (LauncherError, OSError) as error:
                 emit(event("output-pending", f"Not stored: {printable(relative)}: {error}", "warning"))
                 return
