@@ -101,3 +101,9 @@ def test_the_guides_loading_sample_finds_its_model(launcher: Launcher, tiny_mode
 def test_nothing_of_the_launcher_is_imported_by_the_examples() -> None:
     for path in (ROOT / "examples").rglob("*.py"):
         assert "import launcher" not in path.read_text() and "from launcher" not in path.read_text()
+
+
+def test_an_output_that_cannot_be_stored_is_named_and_stops_nothing(launcher: Launcher) -> None:
+    script = 'cd "$FLEXAI_OUTPUT_CHECKPOINT_DIR"; mkdir z; echo x > z/good.txt; touch "$(printf "a\\nb")" "$(printf "\\377")"'
+    output = launcher("training", "run", "odd", "--", "sh", "-c", script)
+    assert output.count("Not stored: The path") == 2 and "Stored 1 other file(s)" in output
