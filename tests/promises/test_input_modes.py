@@ -46,7 +46,6 @@ def write_into_the_view(it: Rig, rung: str) -> str:
         ("an ordinary user", "userns", "a copy-on-write view"),
         ("root", "landlock", "a whole copy"),
         ("an ordinary user", "permissions", "a whole copy"),
-        ("root", "none", "a whole copy"),
     ],
 )
 def test_a_writable_input_is_a_view(public: Path, user: str, rung: str, how: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.inputs.protection import Protection, program
 
-ROUNDS = 12
+ROUNDS = 8
 _SWAP = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
