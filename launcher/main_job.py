@@ -116,7 +116,7 @@ def _run(
     attempt.guarantee = running.guarantee
     attempt.inputs = [
         _input(each, running.rung, path, prepared, redactor)
-        for each, (_, path) in zip(prepared.provided, prepared.mounts)
+        for each, (_, path) in zip(prepared.mounted, prepared.mounts)
     ]
     folder.write(record)
     report.started(record, emit)

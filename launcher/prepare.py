@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher import secrets
-from launcher.checkpoint import formats, safety
+from launcher.checkpoint import policy
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import choose, source
@@ -77,6 +77,11 @@ class Prepared:
         """(folder on this machine, path at which the job finds it)."""
         return self.protection.mounts
 
+    @property
+    def mounted(self) -> tuple[Provided, ...]:
+        """The input of each mount: one with two names is mounted at both."""
+        return tuple(each for each in self.provided for _ in each.chosen.names)
+
 
 def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
     """Everything that can be known before anything long starts. Raises the error of what is wrong."""
@@ -97,8 +102,8 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
     for each in chosen:
         findings = choose.findings(each, store, settings)
-        safety.refuse(findings, spec.pickles, each.text)
-        safety.warn(findings, spec.pickles, each.text, emit)
+        policy.refuse(findings, spec.pickles, each.text)
+        policy.warn(findings, spec.pickles, each.text, emit)
     return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, hidden)
 
 
@@ -139,7 +144,6 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
-    formats.load()
     verdict = folder.path / "logs" / "verdict.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
@@ -219,8 +223,8 @@ def _provide(
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
             provided.append(choose.provide(chosen, store, cache, progress.add, linkable))
         findings = choose.findings_inside(provided[-1])
-        safety.refuse(findings, spec.pickles, chosen.text)
-        safety.warn(findings, spec.pickles, chosen.text, emit)
+        policy.refuse(findings, spec.pickles, chosen.text)
+        policy.warn(findings, spec.pickles, chosen.text, emit)
         emit(
             event(
                 "input-ready",

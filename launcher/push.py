@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from launcher import __version__, names
-from launcher.checkpoint import formats, paths, safety
+from launcher.checkpoint import formats, paths, policy, safety
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
-from launcher.checkpoint.safety import Policy, Safety
+from launcher.checkpoint.policy import Policy
+from launcher.checkpoint.safety import Safety
 from launcher.checkpoint.tree import Folder
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
@@ -73,8 +74,8 @@ def push(
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
     paths.check_all(tree.files)
     found = safety.look(tree)
-    safety.refuse(found.findings, pickles, name)
-    safety.warn(found.findings, pickles, name, emit)
+    policy.refuse(found.findings, pickles, name)
+    policy.warn(found.findings, pickles, name, emit)
     store.prepare()
     while True:
         try:

@@ -14,8 +14,7 @@ what is allowed because lists of what is forbidden were bypassed again and again
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterator
 
 import msgspec
 
@@ -23,12 +22,7 @@ from launcher.checkpoint import archive, pickles
 from launcher.checkpoint.formats import dcp, nemo, torch_save
 from launcher.checkpoint.symbols import Name
 from launcher.checkpoint.tree import Tree, below
-from launcher.errors import UnsafePickle
-from launcher.events import Emit, event
 from launcher.text import printable
-
-Policy = Literal["allow", "warn", "deny"]
-"""What to do about findings: nothing, say so once for each checkpoint, or refuse the checkpoint."""
 
 _DEPTH = 3
 _OPCODES = 4_000_000
@@ -83,25 +77,6 @@ def _all(tree: Tree) -> Iterator[Found]:
         if path not in stored:
             yield from _of_file(tree, path, _DEPTH)
     yield from _of_distributed(tree, stored)
-
-
-def refuse(findings: Iterable[str], policy: Policy, name: str) -> None:
-    """Raises UnsafePickle where something was found and the policy is deny."""
-    listed = list(findings)
-    if listed and policy == "deny":
-        raise UnsafePickle(name=name, cause=_in_short(listed))
-
-
-def warn(findings: Iterable[str], policy: Policy, name: str, emit: Emit) -> None:
-    """Says by the checkpoint's name what was found, unless the policy is allow. Once for each checkpoint is the caller's part."""
-    listed = list(findings)
-    if listed and policy != "allow":
-        text = f"{name}: loading its pickles may run code: {_in_short(listed)}"
-        emit(event("unsafe-pickle", text, "warning", findings=listed))
-
-
-def _in_short(findings: list[str]) -> str:
-    return "; ".join(findings[:3]) + (f"; and {len(findings) - 3} more" if len(findings) > 3 else "")
 
 
 def known(name: Name) -> bool:

@@ -11,7 +11,7 @@ from launcher.cli import keeping, lineage
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
-    from launcher.checkpoint.safety import Policy
+    from launcher.checkpoint.policy import Policy
     from launcher.store.store import Checkpoint
 
 _PICKLES = "What to do where loading its pickles may run code that no known library writes."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from launcher import names
-from launcher.checkpoint import paths, reference, safety
+from launcher.checkpoint import paths, reference
 from launcher.checkpoint.manifest import Manifest
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
@@ -180,13 +180,19 @@ def findings(chosen: Chosen, store: Store, settings: Settings) -> tuple[str, ...
     else:
         assert chosen.folder
         tree = Folder.scan(chosen.folder)
-    return safety.look(tree).findings
+    return _look(tree)
 
 
 def findings_inside(provided: Provided) -> tuple[str, ...]:
     """The same of what came as an archive: nobody can look into one before it is unpacked."""
     packed = provided.chosen.remote and provided.chosen.remote.archive
-    return safety.look(Folder.scan(provided.path)).findings if packed else ()
+    return _look(Folder.scan(provided.path)) if packed else ()
+
+
+def _look(tree: Tree) -> tuple[str, ...]:
+    from launcher.checkpoint import safety  # 40 ms, and mostly a manifest knows.
+
+    return safety.look(tree).findings
 
 
 def provide(

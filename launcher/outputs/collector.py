@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launcher.checkpoint import safety
+from launcher.checkpoint import policy
 from launcher.events import Emit, event
 from launcher.outputs import capture as captures
 from launcher.outputs.capture import Capture
@@ -201,4 +201,4 @@ class Collector:
         known = f", {size(stored.saved)} of it were there already" if stored.saved else ""
         text = f"Stored {stored.label} ({size(stored.size)}{known}, {duration(stored.seconds)})"
         self._emit(event("checkpoint-committed", text, **facts))
-        safety.warn(stored.findings, "warn", stored.label, self._emit)
+        policy.warn(stored.findings, "warn", stored.label, self._emit)

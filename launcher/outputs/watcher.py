@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from launcher.checkpoint import formats
 from launcher.checkpoint.judgement import Context, Judgement
 from launcher.errors import UnsafePath
 from launcher.events import Emit, event
@@ -161,6 +162,7 @@ class Watcher:
         return True
 
     def _run(self) -> None:
+        formats.load()
         # A whole checkpoint may live for 20 ms on a machine whose processors are all taken, and this needs less than one of
         # them. A thread has a nice value of its own on Linux; without the privilege it keeps the process's.
         with contextlib.suppress(OSError):

@@ -11,31 +11,14 @@ import fnmatch
 import functools
 import re
 
-from launcher.checkpoint.formats import added, files, torch_save
-from launcher.checkpoint.formats.accelerate import Accelerate
-from launcher.checkpoint.formats.dcp import Dcp
-from launcher.checkpoint.formats.deepspeed import DeepSpeed
-from launcher.checkpoint.formats.diffusers import Model, Pipeline
-from launcher.checkpoint.formats.gguf import MAGIC, Gguf
-from launcher.checkpoint.formats.lightning import Lightning
-from launcher.checkpoint.formats.megatron import Megatron
-from launcher.checkpoint.formats.nemo import Nemo
-from launcher.checkpoint.formats.numpy import Numpy
-from launcher.checkpoint.formats.orbax import Orbax
-from launcher.checkpoint.formats.peft import Peft
-from launcher.checkpoint.formats.pretrained import Pretrained
-from launcher.checkpoint.formats.safetensors import Safetensors
-from launcher.checkpoint.formats.torch_save import TorchSave
-from launcher.checkpoint.formats.trainer import SENTINEL, Trainer, Trl
 from launcher.checkpoint.judgement import Context, Format, Judgement
 from launcher.checkpoint.tree import Tree, part
 
 __all__ = [
-    "BUILT_IN",
+    "built_in",
     "by_name",
     "completes",
     "every",
-    "file_mistakes",
     "holds_tensors",
     "is_sentinel",
     "is_temporary",
@@ -46,28 +29,50 @@ __all__ = [
     "without_temporaries",
 ]
 
-BUILT_IN: tuple[Format, ...] = (
-    Orbax(), Trl(), Trainer(), Pipeline(), Accelerate(), Megatron(), DeepSpeed(), Peft(), Model(), Pretrained(), Dcp(),
-    Nemo(), Lightning(), Gguf(), Safetensors(), TorchSave(), Numpy(),
-)  # fmt: skip
 _TEMPORARY = re.compile(
     r"(.*\.tmp|\.tmp.*|.*\.incomplete|.*\.lock|.*\.__lock|.*\.part|.*\.orbax-checkpoint-tmp.*|tmp-checkpoint-\d+)",
     re.DOTALL,
 )
-_MAGICS = {".gguf": MAGIC, ".npz": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
-
-file_mistakes = files.mistakes
+_MAGICS = {".gguf": b"GGUF", ".npz": b"PK\x03\x04", ".h5": b"\x89HDF\r\n\x1a\n", ".hdf5": b"\x89HDF\r\n\x1a\n"}
 
 
 def load() -> None:
-    """Finds the formats of other packages now (some 50 ms), not when the first checkpoint of a job is whole for 20 ms."""
+    """Imports the formats, and finds those of other packages, now (some 100 ms) and not when the first checkpoint of a job is
+    whole for 20 ms. Imports are late so that starting a job and `launcher --help` do not wait for them."""
     _last_files()
+
+
+@functools.cache
+def built_in() -> tuple[Format, ...]:
+    """The formats of this package, in the order in which they are asked."""
+    from launcher.checkpoint.formats.accelerate import Accelerate
+    from launcher.checkpoint.formats.dcp import Dcp
+    from launcher.checkpoint.formats.deepspeed import DeepSpeed
+    from launcher.checkpoint.formats.diffusers import Model, Pipeline
+    from launcher.checkpoint.formats.gguf import Gguf
+    from launcher.checkpoint.formats.lightning import Lightning
+    from launcher.checkpoint.formats.megatron import Megatron
+    from launcher.checkpoint.formats.nemo import Nemo
+    from launcher.checkpoint.formats.numpy import Numpy
+    from launcher.checkpoint.formats.orbax import Orbax
+    from launcher.checkpoint.formats.peft import Peft
+    from launcher.checkpoint.formats.pretrained import Pretrained
+    from launcher.checkpoint.formats.safetensors import Safetensors
+    from launcher.checkpoint.formats.torch_save import TorchSave
+    from launcher.checkpoint.formats.trainer import Trainer, Trl
+
+    return (
+        Orbax(), Trl(), Trainer(), Pipeline(), Accelerate(), Megatron(), DeepSpeed(), Peft(), Model(), Pretrained(), Dcp(),
+        Nemo(), Lightning(), Gguf(), Safetensors(), TorchSave(), Numpy(),
+    )  # fmt: skip
 
 
 @functools.cache
 def every() -> tuple[Format, ...]:
     """All formats, those of other packages first."""
-    return (*added.formats(), *BUILT_IN)
+    from launcher.checkpoint.formats import added
+
+    return (*added.formats(), *built_in())
 
 
 def recognise(tree: Tree) -> Format | None:
@@ -101,6 +106,8 @@ def is_temporary(path: str) -> bool:
 
 def is_sentinel(path: str) -> bool:
     """Whether deleting this file is how a library says that it is done."""
+    from launcher.checkpoint.formats.trainer import SENTINEL
+
     return path.rpartition("/")[2] == SENTINEL
 
 
@@ -131,6 +138,8 @@ def holds_tensors(tree: Tree, path: str) -> bool:
     for suffix, magic in _MAGICS.items():
         if name.endswith(suffix):
             return _begins(tree, path, magic)
+    from launcher.checkpoint.formats import torch_save
+
     return torch_save.is_torch(tree, path)
 
 

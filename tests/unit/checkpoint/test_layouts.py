@@ -70,7 +70,7 @@ def test_a_layout_is_recognised_whole_with_its_facts(written: Path, layout: str)
 def test_every_built_in_format_has_a_layout_or_a_library() -> None:
     """The rest is written by the libraries themselves, in tests/libraries."""
     imitated = {name for name, _, _ in TABLE.values()}
-    assert {each.name for each in formats.BUILT_IN} - imitated == {"orbax", "trl", "diffusers-model", "safetensors"}
+    assert {each.name for each in formats.built_in()} - imitated == {"orbax", "trl", "diffusers-model", "safetensors"}
 
 
 def test_nothing_broken_is_judged_whole_and_nothing_whole_broken(written: Path) -> None:
