@@ -19,7 +19,7 @@ from launcher.transfer.throttle import Throttle
 def captured(path: str, size: int) -> Capture:
     files = {"model.safetensors": (size, 0, 1)}
     return Capture(
-        id=path, job="j", name=f"j/{path}", path=path, root="/", linked=True, format="x", step=1, files=files, captured=0.0
+        id=path, job="j", name=f"j/{path}", path=path, root="/", how="link", format="x", step=1, files=files, captured=0.0
     )  # fmt: skip
 
 
