@@ -49,9 +49,9 @@ def test_a_created_object_is_read_back_and_cannot_be_created_again(place: Object
     assert list(place.leftovers()) == [], "nothing that a writer left"
 
 
+# Not fsspec's memory, which looks and then writes: among threads its exclusive create is none.
+@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
 def test_one_of_16_racing_writers_wins_each_of_50_keys(place: ObjectStore) -> None:
-    if isinstance(place, GenericStore):
-        pytest.skip("fsspec's memory looks and then writes: among threads its exclusive create is none")
     wins: dict[str, list[int]] = {f"race/{number}": [] for number in range(50)}
     barrier = threading.Barrier(16)
 
