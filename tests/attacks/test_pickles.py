@@ -42,7 +42,7 @@ def test_no_hostile_pickle_is_executed_or_called_safe_by_push_verify_or_list(tmp
     for number, case in enumerate(every):
         folder = _written(case, tmp_path / "hostile" / str(number))
         started = time.process_time()
-        found = verify(str(folder), lambda: store, read_data=False, timeout=60, threads=4, environ={})
+        found = verify(str(folder), lambda: store, read_data=False, settings=settings, environ={})
         slowest = max(slowest, time.process_time() - started)
         assert found["safety"]["findings"], case.name
         with pytest.raises(UnsafePickle):

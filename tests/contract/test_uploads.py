@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,8 +188,10 @@ def test_an_abandoned_upload_is_listed_and_aborted_and_its_writer_begins_anew(
     assert found.key == "a/k" and found.began > 1.7e9
     proxy.rules.clear()
 
+    once = threading.Lock()  # Several threads send parts.
+
     def abort_in_the_middle(count: int) -> None:
-        for each in place.unfinished("a/") if not aborted else ():
+        for each in place.unfinished("a/") if once.acquire(blocking=False) else ():
             aborted.append(each)
             place.abort(each)
             place.abort(each)

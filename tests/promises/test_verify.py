@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.checkpoint import formats, safety
-from launcher.inputs.remote import RemoteTree
+from launcher.store.tree import RemoteTree
 from launcher.transfer.object_store import ObjectStore
 from launcher.transfer.places import open_place
 from tests.campaigns import layouts
@@ -61,11 +61,11 @@ def test_a_stored_checkpoint(launcher: Launcher, written: Path) -> None:
     victim.chmod(0o600)
     data = victim.read_bytes()
     victim.write_bytes(data[:-5])
-    assert "optimizer.pt has" in verified(launcher, "adapter", 65)["reasons"][0]
+    assert "optimizer.pt: it has" in verified(launcher, "adapter", 65)["reasons"][0]
     victim.write_bytes(data[:-5] + b"00000")
     assert verified(launcher, "adapter", 65)["reasons"]
     victim.unlink()
-    assert verified(launcher, "adapter", 65)["reasons"] == ["optimizer.pt is missing"]
+    assert verified(launcher, "adapter", 65)["reasons"] == ["optimizer.pt: it is missing"]
 
 
 class _Counting:
