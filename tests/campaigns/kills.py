@@ -86,7 +86,7 @@ def uploaders(pid: int) -> list[int]:
     found = []
     for child in tree(pid):
         with contextlib.suppress(OSError):
-            if b"launcher.outputs.uploader" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"launcher.outputs.storing" in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(child)
     return found
 

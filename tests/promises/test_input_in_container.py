@@ -61,19 +61,19 @@ def in_container(it: Rig, address: str, home: Path, *command: str, **env: str) -
     binds = [word for path in read_only for word in ("--volume", f"{path}:{path}:ro")]
     variables = {
         "LAUNCHER_STORE": str(it.launcher.home / "data" / "store"),
-        "LAUNCHER_CACHE_DIR": "/work/cache",
-        "LAUNCHER_DATA_DIR": "/work/data",
+        "LAUNCHER_CACHE_DIR": "/place/cache",
+        "LAUNCHER_DATA_DIR": "/place/data",
         "LAUNCHER_CHECKPOINT": "base",
         "LAUNCHER_NAME": "attack",
-        "CACHE": "/work/cache",
-        "HOME": "/work",
+        "CACHE": "/place/cache",
+        "HOME": "/place",
         "PATH": "/usr/bin:/bin",
     } | env
     given = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
     return subprocess.run(
         [
             "docker", "run", "--rm", "--cap-drop", "ALL", *binds, "--volume", f"{it.launcher.home}:{it.launcher.home}",
-            "--volume", f"{home}:/work", *given, IMAGE,
+            "--volume", f"{home}:/place", *given, IMAGE,
             sys.executable, "-m", "launcher", "entrypoint", "--", *command,
         ],
         env=os.environ | {"DOCKER_HOST": address}, capture_output=True, text=True, timeout=240,
