@@ -7,6 +7,7 @@ a Trainer checkpoint, it continues at that checkpoint's step.
 import argparse
 import json
 import os
+import sys
 import time
 
 import torch
@@ -96,6 +97,20 @@ def main():
     trainer.save_model()
     if trainer.is_world_process_zero():
         print(f"finished at step {trainer.state.global_step}", flush=True)
+    leave()
+
+
+def leave():
+    """Ends the process group, then the process: with gloo (on CPUs), a thread of torch's may abort an interpreter that ends by
+    itself (SIGABRT; a known bug of torch)."""
+    if torch.distributed.is_initialized():
+        backend = torch.distributed.get_backend()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        if "gloo" in backend:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 if __name__ == "__main__":
