@@ -8,7 +8,6 @@ are read once, whole, and compared with the manifest, like everything that comes
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,10 @@ from typing import Literal
 
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import DigestMismatch
+from launcher.reflink import make_reflink
 from launcher.store import layout
 from launcher.transfer import digest as digests
-from launcher.transfer.local import FICLONE, LocalStore
+from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import ObjectStore, OnBytes
 
 Way = Literal["reflink", "link"]
@@ -41,7 +41,7 @@ def way(place: ObjectStore, manifest: Manifest, cache: Path, linkable: Callable[
     file, probe = source / manifest.files[0].path, cache / f".share-{os.getpid()}"
     try:
         with open(file, "rb") as origin, open(probe, "wb") as made, contextlib.suppress(OSError):
-            fcntl.ioctl(made, FICLONE, origin.fileno())
+            make_reflink(origin.fileno(), made.fileno())
             return "reflink"
         probe.unlink()
         if file.stat().st_mode & 0o222:
@@ -64,7 +64,7 @@ def share(source: Path, manifest: Manifest, target: Path, way: Way) -> None:
             os.link(source / file.path, path, follow_symlinks=False)
             continue
         with open(source / file.path, "rb") as origin, open(path, "xb") as made:
-            fcntl.ioctl(made, FICLONE, origin.fileno())
+            make_reflink(origin.fileno(), made.fileno())
             os.fchmod(made.fileno(), 0o444)
 
 

@@ -7,15 +7,14 @@ the job folder, by reflinks where its file system has them (nothing is copied ei
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from pathlib import Path
 
 from launcher.errors import LocalResourceError, NoSpace
 from launcher.inputs.entries import remove
+from launcher.reflink import make_reflink
 from launcher.text import size as as_size
-from launcher.transfer.local import FICLONE
 
 
 class View:
@@ -91,7 +90,7 @@ def clone(source: str, target: str, reflink: bool = True) -> bool:
     with open(source, "rb", buffering=0) as origin, open(target, "xb", buffering=0) as made:
         if reflink:
             try:
-                fcntl.ioctl(made, FICLONE, origin.fileno())
+                make_reflink(origin.fileno(), made.fileno())
                 return True
             except OSError:
                 pass

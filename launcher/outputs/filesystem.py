@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from launcher.reflink import make_reflink
+
 Rung = Literal["reflink", "link", "held"]
 RUNGS: tuple[Rung, ...] = ("reflink", "link", "held")
 SPOOL = ".launcher"
 """A folder of this name in a watched folder is ours: captures lie there where the spool is on another file system."""
-_FICLONE = 0x40049409
 _NETWORK = {
     0x6969: "NFS", 0x0BD00BD0: "Lustre", 0x65735546: "FUSE", 0x01021997: "9p", 0xFF534D42: "CIFS", 0xFE534D42: "SMB",
     0x517B: "SMB", 0x00C36400: "CephFS", 0x47504653: "GPFS", 0x19830326: "BeeGFS", 0x5346414F: "AFS", 0x7461636F: "OCFS2",
@@ -43,14 +43,6 @@ def network(path: str) -> str | None:
     if ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), buffer) != 0:
         return None
     return _NETWORK.get(ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF)
-
-
-def clone(source: int, target: int) -> None:
-    """Makes an empty file a reflink of another. Raises OSError where the file system cannot.
-
-    Waits until the source's dirty pages are on the disk (measured on XFS: 1.2 s for 1 GiB just written, 0.1 ms when clean).
-    """
-    fcntl.ioctl(target, _FICLONE, source)
 
 
 def probe(root: str, spool: Path, rungs: Sequence[Rung] = RUNGS) -> Place:
@@ -76,7 +68,7 @@ def _works(rung: Rung, root: str, folder: Path) -> bool:
             os.link(made, there)
         else:
             with open(made, "rb") as source, open(there, "xb") as target:
-                clone(source.fileno(), target.fileno())
+                make_reflink(source.fileno(), target.fileno())
         return True
     except OSError:
         return False

@@ -19,8 +19,9 @@ from pathlib import Path
 from launcher.events import Emit, event
 from launcher.ids import new_id
 from launcher.outputs.capture import How, Identity, identity_of
-from launcher.outputs.filesystem import Place, clone
+from launcher.outputs.filesystem import Place
 from launcher.outputs.holding import Held, Vanished, room
+from launcher.reflink import make_reflink
 
 INLINE = 1 << 20
 """Bytes that are copied at once: less than a millisecond."""
@@ -177,7 +178,7 @@ def _duplicate(held: Held, path: str, target: Path, *, by_clone: bool) -> None:
     with held.opened(path) as source, open(target, "xb", buffering=0) as file:
         before = os.fstat(source)
         if by_clone:
-            clone(source, file.fileno())
+            make_reflink(source, file.fileno())
         else:
             _copy(source, file.fileno(), before.st_size, path)
         os.fchmod(file.fileno(), before.st_mode & 0o777)

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from launcher.errors import AccessDenied, NoSpace, StoreError
 from launcher.ids import new_id
+from launcher.reflink import make_reflink
 from launcher.transfer.digest import CHUNK, Hasher, chunks
 from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 T = TypeVar("T")
 _TEMPORARY = ".tmp-"
-FICLONE = 0x40049409
-"""ioctl_ficlone(2)."""
 _TRIALS = 20
 """Times that a write is begun again because a delete beside it removed the folder, which had become empty."""
 
@@ -226,7 +224,7 @@ def _clone(source: int, destination: str) -> None:
     to one checkpoint would be damage to both."""
     with _new_file(destination, 0o444) as fd:
         try:
-            fcntl.ioctl(fd, FICLONE, source)
+            make_reflink(source, fd)
         except OSError:
             size = os.fstat(source).st_size
             while (done := os.lseek(fd, 0, os.SEEK_CUR)) < size:

@@ -51,15 +51,7 @@ class Pipeline:
         return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
-        index = read_object(tree, INDEX)
-        headers = safetensors.of_headers(tree, [path for path in tree.files if path.endswith(".safetensors")])
-        return msgspec.structs.replace(
-            headers,
-            architecture=text_of(index.get("_class_name")),
-            base_model=text_of(index.get("_name_or_path")),
-            library="diffusers",
-            library_version=text_of(index.get("_diffusers_version")),
-        )
+        return _facts(tree, INDEX)
 
     def ready(self, tree: Tree) -> Ready:
         return Ready(resume_reason="no state of optimizer and scheduler", inference=True)
@@ -107,15 +99,7 @@ class Model:
         return judged(self.name, [*reasons, *files.mistakes(tree)], context, proven=False)
 
     def facts(self, tree: Tree) -> Facts:
-        config = read_object(tree, CONFIG)
-        headers = safetensors.of_headers(tree, [path for path in tree.files if path.endswith(".safetensors")])
-        return msgspec.structs.replace(
-            headers,
-            architecture=text_of(config.get("_class_name")),
-            base_model=text_of(config.get("_name_or_path")),
-            library="diffusers",
-            library_version=text_of(config.get("_diffusers_version")),
-        )
+        return _facts(tree, CONFIG)
 
     def ready(self, tree: Tree) -> Ready:
         return Ready(
@@ -125,3 +109,16 @@ class Model:
 
     def claims(self, tree: Tree) -> frozenset[str]:
         return frozenset(path for path in tree.files if path == CONFIG or path.startswith("diffusion_pytorch_model"))
+
+
+def _facts(tree: Tree, path: str) -> Facts:
+    """What the library's own JSON file and the headers of the weights say."""
+    about = read_object(tree, path)
+    headers = safetensors.of_headers(tree, [each for each in tree.files if each.endswith(".safetensors")])
+    return msgspec.structs.replace(
+        headers,
+        architecture=text_of(about.get("_class_name")),
+        base_model=text_of(about.get("_name_or_path")),
+        library="diffusers",
+        library_version=text_of(about.get("_diffusers_version")),
+    )
