@@ -26,7 +26,8 @@ from launcher.prepare import Checked, Prepared, check, prepare
 from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
-from launcher.runners.supervisor import Signals, supervise
+from launcher.runners.signals import Signals
+from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
 from launcher.store.store import Store

@@ -23,7 +23,7 @@ from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
 from launcher.prepare import Prepared
 from launcher.runners.running import Exit
-from launcher.runners.supervisor import STOPS
+from launcher.runners.signals import STOPS
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import duration, printable, size

@@ -31,7 +31,7 @@ def entrypoint(
     """
     from launcher import main_job, names
     from launcher.job import spec as specs
-    from launcher.runners.supervisor import catching
+    from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)

@@ -64,7 +64,7 @@ def _run(
 ) -> int:
     from launcher import main_job
     from launcher.job import spec as specs
-    from launcher.runners.supervisor import catching
+    from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
