@@ -125,7 +125,7 @@ def _run(
     folder.write(record)
     report.started(record, emit)
     ended = supervise(
-        running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
+        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
     left = running.close()
     collecting = time.time()
