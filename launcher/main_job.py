@@ -130,7 +130,9 @@ def _run(
     left = running.close()
     collecting = time.time()
     salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
+    over = stops.patience()
+    backlog.announce(collector.stored, collector.held, stops.left, emit)
+    pending = collector.drain(settings.drain_timeout, cancelled=over)
     stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
