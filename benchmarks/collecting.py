@@ -3,9 +3,10 @@
     python -m benchmarks.collecting [--rounds 5] [--seconds 30] [--every 10] [--size 1GiB] [--workers 1] [--store local|s3]
         [--device cpu|cuda]
 
-Slow-down: a loop of matrix products in `--workers` processes (on the accelerator: one) that saves a checkpoint of `--size` each `--every` seconds and
-keeps one, under the launcher and on its own, interleaved; counted are the products of the whole run. Time to committed: one
-such checkpoint beside an idle job, against the same bytes read, hashed, written and synced (or put) by a plain program.
+Slow-down: a loop of matrix products in `--workers` processes (on the accelerator: one) that saves a checkpoint of `--size`
+each `--every` seconds and keeps one, under the launcher and on its own, interleaved; counted are the products of the whole
+run. Time to committed: one such checkpoint beside an idle job, against the same bytes read, hashed, written and synced (or
+put) by a plain program.
 """
 
 from __future__ import annotations
