@@ -33,6 +33,8 @@ _OPTIONS = [
     click.option(
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
+    click.option("--max-restarts", type=int, metavar="N", help="Start again after a failure, this often. [0]"),
+    click.option("--resume", metavar="HOW", help="auto, never, same-job, or a checkpoint to go on from. [auto]"),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
@@ -176,7 +178,7 @@ def logs(ctx: click.Context, name: str, follow: bool, rank: int | None) -> None:
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     paths = [folder.path / "logs" / "job.log"]
     if rank is not None:
-        found = sorted((folder.path / "logs").glob(f"*/attempt_*/{rank}/*.log"))
+        found = sorted((folder.path / "logs").glob(f"**/attempt_*/{rank}/*.log"))
         paths = [path for path in found if path.name in ("stdout.log", "stderr.log")]
         if not paths:
             if rank == 0:

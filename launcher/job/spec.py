@@ -69,6 +69,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Branch, tag or commit of it."""
     watch: tuple[str, ...] = ()
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
+    resume: str = "auto"
+    """Where the job goes on. auto: a job that is started again, from its newest whole checkpoint that can be; never; same-job:
+    also a new job, from the one of this name before it; or any checkpoint: REF."""
+    max_restarts: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How often the job is started again after a failure."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
     keep: str = ""
@@ -89,6 +94,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         return rules.parse(self.keep) if self.keep else None
 
 
+RESUME = frozenset({"auto", "never", "same-job"})
+"""The values of `resume` that are no reference."""
 LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
 
 
