@@ -93,7 +93,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
-    python = _python(environ)
+    python = interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
     if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
         torchrun.check_command(spec.command, work_dir)
@@ -304,7 +304,7 @@ def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str,
     return f"{found.kind} × {spec.accels}", {}
 
 
-def _python(environ: Mapping[str, str]) -> str:
+def interpreter(environ: Mapping[str, str]) -> str:
     """The job's own interpreter: the active virtual environment's, else ours if torch is there, else the one on PATH."""
     if environ.get("VIRTUAL_ENV"):
         candidate = os.path.join(environ["VIRTUAL_ENV"], "bin", "python")

@@ -25,6 +25,7 @@ _GROUPS = {
     "secret": ("launcher.cli.secret", "group", "Keep the credentials for them."),
     "entrypoint": ("launcher.cli.entrypoint", "entrypoint", "Run a command as a container's ENTRYPOINT."),
     "recover": ("launcher.cli.recover", "recover", "Store what a crashed or cut-off job left whole on disk."),
+    "doctor": ("launcher.cli.doctor", "doctor", "Check this machine and the store, and say what to do."),
     "config": ("launcher.cli.config", "group", "Show the settings in force and where each came from."),
     "help": ("launcher.cli.config", "help_topics", "Read about exit codes and errors."),
     "completion": ("launcher.cli.config", "completion", "Print the shell completion script."),
