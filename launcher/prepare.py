@@ -68,6 +68,7 @@ class Prepared:
     watch: tuple[str, ...]
     capture: tuple[filesystem.Rung, ...]
     verdict: Path
+    stop_file: Path
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
@@ -144,13 +145,14 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
-    verdict = folder.path / "logs" / "verdict.json"
+    verdict, stop_file = folder.path / "logs" / "verdict.json", folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
-        "LAUNCHER_VERDICT": f"{docker.LOGS}/verdict.json" if in_container else str(verdict),
+        "LAUNCHER_VERDICT": f"{docker.LOGS}/{verdict.name}" if in_container else str(verdict),
+        "LAUNCHER_STOP_FILE": f"{docker.LOGS}/{stop_file.name}" if in_container else str(stop_file),
     }
     mounts = tuple(
         (each.path, os.path.join(env["FLEXAI_INPUT_CHECKPOINT_DIR"], name))
@@ -172,7 +174,8 @@ def prepare(
         log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
     )
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
+    defaults = {"PYTHONUNBUFFERED": "1"} | torchrun.patience(spec.grace)
+    whole = defaults | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,
@@ -199,11 +202,12 @@ def prepare(
         watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
         capture=_rungs("capture", settings.capture, filesystem.RUNGS),
         verdict=verdict,
+        stop_file=stop_file,
         leases=tuple(held),
     )
     if not in_container:
         return prepared
-    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env | checked.secrets
+    inside = {"HOME": "/tmp"} | defaults | env | spec.env | checked.secrets
     request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
     return dataclasses.replace(prepared, env=inside, request=request)
 

@@ -33,7 +33,14 @@ _OPTIONS = [
     click.option(
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
-    click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--grace", metavar="TIME", help="From a stop request to the end of all, such as 90s. [30s]"),
+    click.option("--time-limit", metavar="TIME", help="Stop so that all is over by then, such as 8h. [none]"),
+    click.option(
+        "--stop-signal",
+        multiple=True,
+        type=click.Choice(["USR1", "USR2", "QUIT"]),
+        help="Asks for a stop too. May be repeated.",
+    ),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     watch: tuple[str, ...] = ()
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
-    """From a stop request to the kill."""
+    """From a stop request to the end of all: the job's, of storing what it saved, and the launcher's own."""
+    time_limit: Seconds = 0.0
+    """How long the launcher may take in all: it asks the job to stop when only the grace is left. Default: no limit."""
+    stop_signal: tuple[Literal["USR1", "USR2", "QUIT"], ...] = ()
+    """Signals that ask for a stop beside TERM, INT and HUP, such as Slurm's early one (--signal=B:USR1@120)."""
     keep: str = ""
     """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
@@ -88,8 +93,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
         return rules.parse(self.keep) if self.keep else None
 
+    def stop_signals(self) -> tuple[int, ...]:
+        """The numbers of `stop_signal`."""
+        return tuple(signal.Signals[f"SIG{each}"] for each in self.stop_signal)
 
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
+
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch", "stop_signal"})
 
 
 def load(
@@ -165,6 +174,8 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    if 0 < spec.time_limit <= spec.grace:
+        mistakes.append(f"--time-limit {spec.time_limit:g}s is used up by --grace {spec.grace:g}s: it must be longer")
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"

@@ -106,6 +106,12 @@ class Collector:
         left = captures.load(self._spool.path)
         return [(capture, reasons.get(capture.id, "storing was stopped")) for capture in left]
 
+    @property
+    def held(self) -> int:
+        """Bytes that are captured and not stored yet."""
+        with self._changed:
+            return self._held()
+
     def _held(self) -> int:
         known = [*self._waiting, *(capture for capture, _ in self.pending), *([self._current] if self._current else [])]
         return sum(capture.size for capture in known)
