@@ -96,7 +96,8 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
     python = interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
-    if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
+    elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
+    if not spec.repository_url and not elsewhere:
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
@@ -128,16 +129,8 @@ def prepare(
     input_dir, output = _folders(spec, settings, environ, folder)
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
-    for chosen in checked.chosen:
-        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
-            try:
-                protection.use(store, chosen.manifest.id, folder.id, spec.name)
-            except LauncherError as error:
-                emit(
-                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
-                )
-    provided = _provide(
-        spec, checked, store, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
+    provided = provide(
+        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
     )
     work_dir = checked.work_dir
     if spec.repository_url:
@@ -212,16 +205,26 @@ def prepare(
     return dataclasses.replace(prepared, env=inside, request=request)
 
 
-def _provide(
+def provide(
     spec: JobSpec,
     checked: Checked,
     store: Store,
+    folder: JobFolder,
     cache: NodeCache,
     emit: Emit,
     linkable: Callable[[], bool],
     *,
     stop: Callable[[], None],
 ) -> list[Provided]:
+    """Brings the inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
+    for chosen in checked.chosen:
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
@@ -286,6 +289,8 @@ def _container(
 
 def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str, dict[str, str]]:
     """The device in words, and the variables that keep a job on the CPU where that was chosen."""
+    if spec.runner == "sidecar":
+        return "the job's own container's", {}
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if spec.device == "cpu":
         return "cpu", on_cpu

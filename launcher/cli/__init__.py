@@ -24,6 +24,8 @@ _GROUPS = {
     "storage": ("launcher.cli.storage", "group", "Name places elsewhere that checkpoints come from and go to."),
     "secret": ("launcher.cli.secret", "group", "Keep the credentials for them."),
     "entrypoint": ("launcher.cli.entrypoint", "entrypoint", "Run a command as a container's ENTRYPOINT."),
+    "prepare": ("launcher.cli.prepare", "prepare", "Fill a volume for a container without the launcher."),
+    "collect": ("launcher.cli.collect", "collect", "Store what a job writes that somebody else runs."),
     "recover": ("launcher.cli.recover", "recover", "Store what a crashed or cut-off job left whole on disk."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check this machine and the store, and say what to do."),
     "config": ("launcher.cli.config", "group", "Show the settings in force and where each came from."),

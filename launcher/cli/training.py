@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
@@ -64,6 +67,18 @@ def job_options(command: Any) -> Any:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def only_job_options(*names: str) -> Callable[[F], F]:
+    """Of these flags, those that one half of a job has, by the names of their parameters."""
+
+    def decorate(command: F) -> F:
+        own = len(getattr(command, "__click_params__", ()))
+        params = job_options(command).__click_params__
+        params[own:] = [each for each in params[own:] if each.name in names]
+        return command
+
+    return decorate
 
 
 def _run(

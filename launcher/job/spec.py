@@ -18,7 +18,7 @@ from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
 Device = Literal["auto", "cpu", "cuda", "rocm"]
-RunnerName = Literal["process", "docker", "entrypoint"]
+RunnerName = Literal["process", "docker", "entrypoint", "sidecar"]
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     launch: Literal["auto", "torchrun", "exec"] = "auto"
     """auto: Python scripts and modules by torchrun, anything else as it is."""
     runner: RunnerName = "process"
-    """process: on this machine; docker: in a container of the local engine."""
+    """process: on this machine; docker: in a container of the local engine; entrypoint and sidecar: said by those commands."""
     image: str = ""
     """Docker runner: the image; it needs the job's libraries, not the launcher."""
     user: str = ""
@@ -162,7 +162,7 @@ def _check(spec: JobSpec) -> list[str]:
         names.check(spec.name, "job name")
     except LauncherError as error:
         mistakes.append(error.text)
-    if not spec.command:
+    if not spec.command and spec.runner != "sidecar":
         mistakes.append("no command: write it after --, as in `-- script.py --epochs 3`")
     if spec.runner == "docker" and not spec.image:
         mistakes.append("--runner docker needs --image IMAGE (one that has the job's libraries)")
