@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ import msgspec
 from launcher import report, secrets
 from launcher.errors import InputChanged, LauncherError
 from launcher.events import Console, Emit, JsonLines, Redactor, to_all
+from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache, leases
 from launcher.job.folder import JobFolder
@@ -37,13 +39,28 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
+    health = Health(signals, patience=5 * settings.store_timeout, emit=console)
+    with _probes(spec, health):
+        return _job(spec, settings, environ, signals, redactor, console, health)
+
+
+def _job(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    signals: Signals,
+    redactor: Redactor,
+    console: Console,
+    health: Health,
+) -> Outcome:
     store = Store.open(settings, environ)
     recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: signals.stop is not None)
     checked = check(spec, settings, environ, store, console)
     signals.check()
     folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
     events = JsonLines(folder.path / "events.jsonl", redactor)
-    emit = to_all(console, events)
+    emit = health.emit = to_all(console, events, health)
+    health.record = record
     attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
     record.attempts.append(attempt)
     try:
@@ -51,11 +68,13 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
         signals.check()
         attempt.phases["prepare"] = time.time() - attempt.started
         with leases(prepared.leases):
-            outcome = _run(spec, settings, store, folder, record, checked, prepared, signals, redactor, emit)
+            outcome = _run(spec, settings, store, folder, record, checked, prepared, signals, health, redactor, emit)
     except LauncherError as error:
         outcome = report.of_error(error)
     attempt.outcome, attempt.ended = outcome, time.time()
+    health.phase = "ended"
     report.finish(store, folder, record, emit)
+    health.emit = console
     events.close()
     folder.close()
     return outcome
@@ -70,6 +89,7 @@ def _run(
     checked: Checked,
     prepared: Prepared,
     signals: Signals,
+    health: Health,
     redactor: Redactor,
     emit: Emit,
 ) -> Outcome:
@@ -121,9 +141,10 @@ def _run(
     ]
     folder.write(record)
     report.started(record, emit)
+    health.watch(watcher, collector)
     ended = supervise(running, signals, grace=spec.grace, emit=emit)
     left = running.close()
-    collecting = time.time()
+    collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     pending = collector.drain(
         settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take())
@@ -156,6 +177,15 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
     )  # fmt: skip
+
+
+def _probes(spec: JobSpec, health: Health) -> contextlib.AbstractContextManager[object]:
+    """What answers those who look from outside; nothing, where nobody asked for it."""
+    if not spec.health_port and not spec.heartbeat:
+        return contextlib.nullcontext()
+    from launcher.probes import Probes
+
+    return Probes(health, spec.health_address(), spec.heartbeat)
 
 
 def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:

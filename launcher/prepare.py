@@ -232,6 +232,7 @@ def _provide(
                 f" ready in {duration(progress.seconds)}",
                 name=chosen.names[0],
                 seconds=round(progress.seconds, 3),
+                fetched=progress.done,
             )
         )
     return provided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,10 +84,26 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
     pickles: Literal["allow", "warn", "deny"] = "warn"
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
+    health_port: str = ""
+    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
+    heartbeat: str = ""
+    """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
 
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
         return rules.parse(self.keep) if self.keep else None
+
+    def health_address(self) -> tuple[str, int] | None:
+        """`health_port` as host and port; None where nothing is served. Raises ValueError, which `load` has done before.
+
+        A container's probes come from outside of it, so an entrypoint listens on every address; nobody else does.
+        """
+        if not self.health_port:
+            return None
+        host, _, port = self.health_port.rpartition(":")
+        if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+            raise ValueError(f"{self.health_port!r} is no address; write 9400, 0.0.0.0:9400 or [::]:9400")
+        return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
 
 
 LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
@@ -165,6 +182,10 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    try:
+        spec.health_address()
+    except ValueError as error:
+        mistakes.append(f"--health-port: {error}")
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"

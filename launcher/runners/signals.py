@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,13 +22,15 @@ class Signals:
     fd: int
     stop: int | None = None
     """The first stop request."""
+    taken: float = field(default_factory=time.monotonic)
+    """When somebody last took them (monotonic): the loop that does it lives."""
     _came: list[int] = field(default_factory=list)
 
     def take(self) -> list[int]:
         """What came since the last call."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 4096)
-        came, self._came = self._came, []
+        came, self._came, self.taken = self._came, [], time.monotonic()
         return came
 
     def check(self) -> None:
