@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ import msgspec
 from launcher import report, secrets
 from launcher.errors import InputChanged, LauncherError
 from launcher.events import Console, Emit, JsonLines, Redactor, to_all
+from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache, leases
 from launcher.job.folder import JobFolder
@@ -39,13 +41,28 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
+    health = Health(signals, patience=5 * settings.store_timeout, emit=console)
+    with _probes(spec, health):
+        return _job(spec, settings, environ, stops, redactor, console, health)
+
+
+def _job(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    stops: Stops,
+    redactor: Redactor,
+    console: Console,
+    health: Health,
+) -> Outcome:
     store = Store.open(settings, environ)
     recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: stops.asked)
     checked = check(spec, settings, environ, store, console)
     stops.check()
     folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
     events = JsonLines(folder.path / "events.jsonl", redactor)
-    emit = to_all(console, events)
+    emit = health.emit = to_all(console, events, health)
+    health.record = record
     attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
     record.attempts.append(attempt)
     try:
@@ -53,11 +70,13 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
         stops.check()
         attempt.phases["prepare"] = time.time() - attempt.started
         with leases(prepared.leases):
-            outcome = _run(spec, settings, store, folder, record, checked, prepared, stops, redactor, emit)
+            outcome = _run(spec, settings, store, folder, record, checked, prepared, stops, health, redactor, emit)
     except LauncherError as error:
         outcome = report.of_error(error)
     attempt.outcome, attempt.ended = outcome, time.time()
+    health.phase = "ended"
     report.finish(store, folder, record, emit, stops)
+    health.emit = console
     events.close()
     folder.close()
     return outcome
@@ -72,6 +91,7 @@ def _run(
     checked: Checked,
     prepared: Prepared,
     stops: Stops,
+    health: Health,
     redactor: Redactor,
     emit: Emit,
 ) -> Outcome:
@@ -124,11 +144,12 @@ def _run(
     ]
     folder.write(record)
     report.started(record, emit)
+    health.watch(watcher, collector)
     ended = supervise(
         running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
     )
     left = running.close()
-    collecting = time.time()
+    collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
     stops.within(lambda: retention(at_end=True))
@@ -159,6 +180,15 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
     )  # fmt: skip
+
+
+def _probes(spec: JobSpec, health: Health) -> contextlib.AbstractContextManager[object]:
+    """What answers those who look from outside; nothing, where nobody asked for it."""
+    if not spec.health_port and not spec.heartbeat:
+        return contextlib.nullcontext()
+    from launcher.probes import Probes
+
+    return Probes(health, spec.health_address(), spec.heartbeat)
 
 
 def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:

@@ -239,6 +239,7 @@ def provide(
                 f" ready in {duration(progress.seconds)}",
                 name=chosen.names[0],
                 seconds=round(progress.seconds, 3),
+                fetched=progress.done,
             )
         )
     return provided

@@ -56,6 +56,8 @@ _OPTIONS = [
     click.option(
         "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
     ),
+    click.option("--health-port", metavar="[HOST:]PORT", help="Serve /healthz, /readyz and /metrics here."),
+    click.option("--heartbeat", metavar="FILE", help="Write this file every 2 s while the launcher is well."),
     click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),

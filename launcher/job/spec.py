@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import typing
 from collections.abc import Mapping
@@ -88,6 +89,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
     pickles: Literal["allow", "warn", "deny"] = "warn"
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
+    health_port: str = ""
+    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
+    heartbeat: str = ""
+    """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
 
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
@@ -96,6 +101,18 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     def stop_signals(self) -> tuple[int, ...]:
         """The numbers of `stop_signal`."""
         return tuple(signal.Signals[f"SIG{each}"] for each in self.stop_signal)
+
+    def health_address(self) -> tuple[str, int] | None:
+        """`health_port` as host and port; None where nothing is served. Raises ValueError, which `load` has done before.
+
+        A container's probes come from outside of it, so an entrypoint listens on every address; nobody else does.
+        """
+        if not self.health_port:
+            return None
+        host, _, port = self.health_port.rpartition(":")
+        if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+            raise ValueError(f"{self.health_port!r} is no address; write 9400, 0.0.0.0:9400 or [::]:9400")
+        return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
 
 
 LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch", "stop_signal"})
@@ -176,6 +193,10 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
     if 0 < spec.time_limit <= spec.grace:
         mistakes.append(f"--time-limit {spec.time_limit:g}s is used up by --grace {spec.grace:g}s: it must be longer")
+    try:
+        spec.health_address()
+    except ValueError as error:
+        mistakes.append(f"--health-port: {error}")
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"
