@@ -35,6 +35,7 @@ from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.runners import docker
 from launcher.runners.signals import Signals
+from launcher.runners.stopping import Stops
 from launcher.settings import Settings
 from launcher.store.store import Store
 from launcher.text import size
@@ -73,20 +74,21 @@ def fill(
     Raises LauncherError.
     """
     redactor = Redactor.of_environment(dict(environ), secrets.values(settings.data_dir))
+    stops = Stops(signals, grace=spec.grace, also=spec.stop_signals())
     console = Console(form=settings.log_format, redactor=redactor)
     store = Store.open(settings, environ)
     _make_folders(volume)
     inside = msgspec.structs.replace(settings_of(volume, settings), cache_dir=cache or str(volume / "cache"))
-    recovery.finish_earlier(spec.name, inside, store, console, cancelled=lambda: signals.stop is not None)
+    recovery.finish_earlier(spec.name, inside, store, console, cancelled=lambda: stops.asked)
     checked = prepare.check(spec, inside, environ, store, console)
-    signals.check()
+    stops.check()
     folder, record = _job_folder(spec, volume, redactor)
     events = JsonLines(folder.path / "events.jsonl", redactor)
     emit = to_all(console, events)
     started = time.time()
     try:
         nodes = NodeCache.open(inside, emit)
-        provided = prepare.provide(spec, checked, store, folder, nodes, emit, lambda: False, stop=signals.check)
+        provided = prepare.provide(spec, checked, store, folder, nodes, emit, lambda: False, stop=stops.check)
         with leases(each.lease for each in provided if each.lease):
             for each in provided:
                 _place(each, volume / _INPUT, linked=not cache)
