@@ -31,6 +31,7 @@ from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
 from launcher.store.store import Store
+from launcher.verdict import Evidence
 
 
 def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
@@ -55,7 +56,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     except LauncherError as error:
         outcome = report.of_error(error)
     attempt.outcome, attempt.ended = outcome, time.time()
-    report.finish(store, folder, record, emit)
+    report.finish(store, folder, record, emit, result_file=settings.result_file)
     events.close()
     folder.close()
     return outcome
@@ -112,6 +113,10 @@ def _run(
     # Both before the job: whatever it writes, a launcher that is killed later leaves word of it.
     folder.write(record, durable=False)
     folder.owe()
+    evidence = Evidence.begin(
+        prepared.verdict, folder.path / "logs" / "job.log", ranks=prepared.command.ranks,
+        wrapped=prepared.command.wrapped, ours=not prepared.request,
+    )  # fmt: skip
     started = time.time()
     running = start(prepared, checked, folder, uploader)
     attempt.guarantee = running.guarantee
@@ -123,6 +128,7 @@ def _run(
     report.started(record, emit)
     ended = supervise(running, signals, grace=spec.grace, emit=emit)
     left = running.close()
+    verdict = evidence.judge(ended, stopped=signals.stop is not None, redact=redactor.text)
     collecting = time.time()
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     pending = collector.drain(
@@ -142,7 +148,7 @@ def _run(
         report.store_outputs(store, record, prepared.output, emit)
     steps = [each.step for each in collector.stored if each.step is not None]
     return report.outcome(
-        record, ended, prepared, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
+        record, verdict, spool=prepared.spool, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
         last_step_seen=watcher.last_step, last_step_committed=max(steps, default=None),
     )  # fmt: skip
 

@@ -37,6 +37,8 @@ from launcher.text import duration
 from launcher.text import size as as_size
 
 Rung = TypeVar("Rung", bound=str)
+_PYTHON = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+"""Of every job: its output comes when it is written, and a crash says where it was."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def prepare(
         log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
     )
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
+    whole = _PYTHON | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,
@@ -203,7 +205,7 @@ def prepare(
     )
     if not in_container:
         return prepared
-    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env | checked.secrets
+    inside = {"HOME": "/tmp"} | _PYTHON | env | spec.env | checked.secrets
     request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
     return dataclasses.replace(prepared, env=inside, request=request)
 

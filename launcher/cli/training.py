@@ -34,6 +34,10 @@ _OPTIONS = [
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--max-restarts", type=int, metavar="N", help="Start it again after a failure, at most so often. [0]"),
+    click.option("--retry-on", metavar="LIST", help="Retry these exit codes and classes: 1,134,oom. [by class]"),
+    click.option("--no-retry-on", metavar="LIST", help="Don't retry these exit codes and classes: 42,hang."),
+    click.option("--stall-timeout", metavar="TIME", help="End it when it does nothing for so long. [never]"),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),

@@ -13,6 +13,7 @@ import msgspec
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
 from launcher.job import keep as rules
+from launcher.job import restarts
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -71,6 +72,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
+    max_restarts: Annotated[int, msgspec.Meta(ge=0, le=10000)] = 0
+    """How often a failed job is started again from its last good checkpoint, if its failure is one that is retried."""
+    retry_on: str = ""
+    """Exit codes and classes of failure that are retried, whatever the default: 1,134,64-78,oom."""
+    no_retry_on: str = ""
+    """Exit codes and classes of failure that are not retried, whatever the default: 42,hang."""
+    stall_timeout: Seconds = 0.0
+    """A job that for so long prints nothing, writes no file and uses no processor hangs, and is ended. Default: never."""
     keep: str = ""
     """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
@@ -165,6 +174,7 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    mistakes += restarts.mistakes(spec.retry_on, spec.no_retry_on)
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"

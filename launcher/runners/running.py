@@ -8,11 +8,15 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Exit:
-    """How the job ended: its own code, or 128+n with the signal's number n. `oom`: the kernel killed it for memory."""
+    """How the job ended: its own code, or 128+n with the signal's number n. `oom`: the kernel killed it for memory.
+
+    `stalled`: it was ended because it stood still; the words say for how long, and where its processes waited.
+    """
 
     code: int
     signal: int | None = None
     oom: bool = False
+    stalled: str = ""
 
 
 class Running(Protocol):
