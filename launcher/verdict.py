@@ -28,6 +28,8 @@ class _Rank(msgspec.Struct):
     pid: int
     code: int
     ended: float
+    cut: bool
+    """It still ran when torchrun began to end the others after the first failure."""
     log: str
     error: str
 
@@ -110,9 +112,9 @@ class Evidence:
             if words.traceback and each.log:
                 with contextlib.suppress(OSError):
                     when = min(when, log.stat().st_mtime)
-            found.append(_Culprit.of(each, words, when, cut=0 < seen.closed < each.ended))
-        early = [each for each in found if not seen.closed or each.when <= seen.closed] or found
-        return min(early, key=lambda each: (lost_peers(each.words), each.when), default=None)
+            if not each.cut or when <= seen.closed:
+                found.append(_Culprit.of(each, words, when))
+        return min(found, key=lambda each: (lost_peers(each.words), each.when), default=None)
 
     def _killed_for_memory(self, ended: Exit, number: int | None) -> str:
         """In words, that the kernel killed processes of the job for memory; empty where it did not, or nobody knows."""
@@ -139,9 +141,9 @@ class _Culprit:
     when: float
 
     @classmethod
-    def of(cls, rank: _Rank, words: LastWords, when: float, *, cut: bool) -> _Culprit:
-        """`cut`: torchrun ended it. Where that was after its exception, the code is what the exception was about to give."""
-        if cut and words.exception and rank.code in (-signal.SIGTERM, -signal.SIGKILL):
+    def of(cls, rank: _Rank, words: LastWords, when: float) -> _Culprit:
+        """Where torchrun ended a rank after its exception, the code is what the exception was about to give."""
+        if rank.cut and words.exception and rank.code in (-signal.SIGTERM, -signal.SIGKILL):
             return cls(rank.rank, 1, None, words, when)
         code, number = (rank.code, None) if rank.code >= 0 else (128 - rank.code, -rank.code)
         return cls(rank.rank, code, number, words, when)
@@ -177,7 +179,7 @@ def _cause(failure: Failure, code: int, number: int | None, words: LastWords, en
         return f"The job raised {words.summary}" + (f" and {end}" if number else "")
     if failure == "signal" and number == signal.SIGKILL:
         return f"The job {end}, not by the launcher: who sent it is not known"
-    return f"The job {end}"
+    return f"The job {end}: {words.summary}" if failure == "signal" and words.summary else f"The job {end}"
 
 
 def _name(number: int | None) -> str:

@@ -43,7 +43,7 @@ _HEADER = re.compile(r"^[\s|+╭─]*(?:Exception Group )?Traceback \(most recen
 _FRAME = re.compile(r"^(?:[ \t|+│╭╰]|$)")
 _CHAIN = re.compile(r"^(?:During handling of the above exception|The above exception was the direct cause)")
 _FATAL = re.compile(r"^Fatal Python error: ")
-_CURRENT = re.compile(r"^Current thread .*(?:\n.+)*", re.MULTILINE)
+_CURRENT = re.compile(r"^Current thread .*(?:\n[ \t].*)*", re.MULTILINE)
 _AFTERWARDS = re.compile(r"^[EWI]\d{4} \d\d:|^=+$|^terminate called |^Fatal Python error: ")
 """Where a message ends for sure: torchrun's own lines and report, C++, faulthandler."""
 
@@ -86,7 +86,7 @@ def last_words(output: str) -> LastWords:
             return LastWords(f"{frames}\n{text}", text, True)
     stack = ""
     if fatal < len(lines):
-        dump = "\n".join(lines[fatal:])
+        dump = "\n".join(lines[fatal + 1 :]).partition("\nExtension modules: ")[0].strip("\n")
         current = _CURRENT.search(dump)
         stack = f"{lines[fatal]}\n\n{current[0] if current else dump}"
     _, thrown, rest = "\n".join(lines[:fatal])[-_LATEST:].rpartition("terminate called after throwing")

@@ -12,19 +12,20 @@ import select
 import sys
 import threading
 import time
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set, Tuple
 
 _RANKS = 64
 """So many failed ranks are written down, the earliest: those after the first are killed by torchrun, all alike."""
 
 
 class Ranks:
-    """When the ranks of this node ended, by local rank, and when torchrun began to end those that were left."""
+    """When the ranks of this node ended, by local rank, and when torchrun began to end those that were left, the `cut` ones."""
 
     def __init__(self) -> None:
         self.ended: Dict[int, float] = {}
         self.logs: Dict[int, str] = {}
         self.closed = 0.0
+        self.cut: Set[int] = set()
 
     def watch(self) -> None:
         """From now on, of every group of processes that torchrun starts. Where torch has no such classes, nothing is noted."""
@@ -36,12 +37,14 @@ class Ranks:
 
         def started(context: Any) -> None:
             start(context)
-            self.ended, self.closed = {}, 0.0
+            self.ended, self.closed, self.cut = {}, 0.0, set()
             self.logs = {rank: path for rank, path in getattr(context, "stderrs", {}).items() if path}
             threading.Thread(target=self._wait, args=(dict(context.pids()), self.ended), daemon=True).start()
 
         def closing(context: Any, *words: Any, **named: Any) -> None:
-            self.closed = self.closed or time.time()
+            if not self.closed:
+                self.closed = time.time()
+                self.cut = {rank for rank, pid in context.pids().items() if _lives(pid)}
             close(context, *words, **named)
 
         PContext.start, PContext.close = started, closing
@@ -84,21 +87,32 @@ def main(arguments: List[str]) -> int:
     return 0
 
 
+def _lives(pid: int) -> bool:
+    """Whether a child still runs; one that was waited for already does not."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
+
+
 def _failure(rank: int, failure: Any, ranks: Ranks) -> Dict[str, Any]:
     """What is known of a failed rank. `error`: the traceback that it wrote to its TORCHELASTIC_ERROR_FILE, if it did."""
     words = failure.message if isinstance(failure.message, dict) else {}
+    cut = failure.local_rank in ranks.cut
+    noted = ranks.closed or float(failure.timestamp)  # Where the thread has not come to note it yet.
     return {
         "rank": rank,
         "pid": failure.pid,
         "code": failure.exitcode,
-        "ended": ranks.ended.get(failure.local_rank, float(failure.timestamp)),
+        "ended": time.time() if cut else min(noted, ranks.ended.get(failure.local_rank, noted)),
+        "cut": cut,
         "log": ranks.logs.get(failure.local_rank, ""),
         "error": str((words.get("extraInfo") or {}).get("py_callstack") or words.get("message") or ""),
     }
 
 
-def _when(failure: Dict[str, Any]) -> float:
-    return float(failure["ended"])
+def _when(failure: Dict[str, Any]) -> Tuple[bool, float]:
+    return failure["cut"], failure["ended"]
 
 
 def _write(path: str, verdict: Dict[str, Any]) -> None:
