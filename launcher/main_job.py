@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -12,12 +13,13 @@ import msgspec
 from launcher import report, secrets
 from launcher.errors import InputChanged, LauncherError
 from launcher.events import Console, Emit, JsonLines, Redactor, to_all
+from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache, leases
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.spec import JobSpec
-from launcher.outputs import elsewhere, recovery
+from launcher.outputs import backlog, elsewhere, recovery
 from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
@@ -27,6 +29,7 @@ from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
 from launcher.runners.signals import Signals
+from launcher.runners.stopping import Stops
 from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
@@ -38,25 +41,43 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
+    stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
+    health = Health(signals, patience=5 * settings.store_timeout, emit=console)
+    with _probes(spec, health):
+        return _job(spec, settings, environ, stops, redactor, console, health)
+
+
+def _job(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    stops: Stops,
+    redactor: Redactor,
+    console: Console,
+    health: Health,
+) -> Outcome:
     store = Store.open(settings, environ)
-    recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: signals.stop is not None)
+    recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: stops.asked)
     checked = check(spec, settings, environ, store, console)
-    signals.check()
+    stops.check()
     folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
     events = JsonLines(folder.path / "events.jsonl", redactor)
-    emit = to_all(console, events)
+    emit = health.emit = to_all(console, events, health)
+    health.record = record
     attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
     record.attempts.append(attempt)
     try:
-        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=signals.check)
-        signals.check()
+        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=stops.check)
+        stops.check()
         attempt.phases["prepare"] = time.time() - attempt.started
         with leases(prepared.leases):
-            outcome = _run(spec, settings, store, folder, record, checked, prepared, signals, redactor, emit)
+            outcome = _run(spec, settings, store, folder, record, checked, prepared, stops, health, redactor, emit)
     except LauncherError as error:
         outcome = report.of_error(error)
     attempt.outcome, attempt.ended = outcome, time.time()
-    report.finish(store, folder, record, emit, result_file=settings.result_file)
+    health.phase = "ended"
+    report.finish(store, folder, record, emit, stops, copies=[settings.result_file])
+    health.emit = console
     events.close()
     folder.close()
     return outcome
@@ -70,7 +91,8 @@ def _run(
     record: JobRecord,
     checked: Checked,
     prepared: Prepared,
-    signals: Signals,
+    stops: Stops,
+    health: Health,
     redactor: Redactor,
     emit: Emit,
 ) -> Outcome:
@@ -117,6 +139,7 @@ def _run(
         prepared.verdict, folder.path / "logs" / "job.log", ranks=prepared.command.ranks,
         wrapped=prepared.command.wrapped, ours=not prepared.request,
     )  # fmt: skip
+    stops.watch(prepared.stop_file)
     started = time.time()
     running = start(prepared, checked, folder, uploader)
     attempt.guarantee = running.guarantee
@@ -126,15 +149,16 @@ def _run(
     ]
     folder.write(record)
     report.started(record, emit)
-    ended = supervise(running, signals, grace=spec.grace, emit=emit)
-    left = running.close()
-    verdict = evidence.judge(ended, stopped=signals.stop is not None, redact=redactor.text)
-    collecting = time.time()
-    salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(
-        settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take())
+    health.watch(watcher, collector)
+    ended = supervise(
+        running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
     )
-    retention(at_end=True)
+    left = running.close()
+    verdict = evidence.judge(ended, stopped=stops.request is not None, redact=redactor.text)
+    collecting, health.phase = time.time(), "collect"
+    salvage = watcher.finish(unknown_counts=ended.code == 0)
+    pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
+    stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
     if not collector.stored and not pending and spec.runner != "docker":
@@ -145,10 +169,10 @@ def _run(
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()
-        report.store_outputs(store, record, prepared.output, emit)
+        stops.within(lambda: report.store_outputs(store, record, prepared.output, emit))
     steps = [each.step for each in collector.stored if each.step is not None]
     return report.outcome(
-        record, verdict, spool=prepared.spool, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
+        record, ended, verdict, spool=prepared.spool, stop=stops.request, pending=pending, left=left, changed=changed,
         last_step_seen=watcher.last_step, last_step_committed=max(steps, default=None),
     )  # fmt: skip
 
@@ -162,6 +186,15 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
     )  # fmt: skip
+
+
+def _probes(spec: JobSpec, health: Health) -> contextlib.AbstractContextManager[object]:
+    """What answers those who look from outside; nothing, where nobody asked for it."""
+    if not spec.health_port and not spec.heartbeat:
+        return contextlib.nullcontext()
+    from launcher.probes import Probes
+
+    return Probes(health, spec.health_address(), spec.heartbeat)
 
 
 def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import shlex
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
-from launcher.runners.signals import STOPS
+from launcher.runners.running import Exit
+from launcher.runners.stopping import Stop, Stops
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import duration, printable, size
@@ -49,10 +51,11 @@ def of_error(error: LauncherError) -> Outcome:
 
 def outcome(
     record: JobRecord,
+    ended: Exit,
     verdict: Verdict,
     *,
     spool: Path,
-    stopped_by: int | None,
+    stop: Stop | None,
     pending: list[tuple[Capture, str]],
     left: list[str],
     changed: InputChanged | None,
@@ -62,7 +65,7 @@ def outcome(
     """How the attempt ended. A job's failure is never masked, and a job's success never hides a lost checkpoint."""
     bytes_left = sum(capture.size for capture, _ in pending)
     common: dict[str, Any] = {
-        "stopped": stopped_by is not None,
+        "stopped": stop is not None,
         "last_step_seen": last_step_seen,
         "last_step_committed": last_step_committed,
         "bytes_not_stored": bytes_left,
@@ -77,8 +80,10 @@ def outcome(
         result = msgspec.structs.replace(of_error(error), **common)
     else:
         cause = f"{verdict.cause}."
-        if stopped_by:
-            cause = f"Stopped by {signal.Signals(stopped_by).name}. {cause}"
+        if stop:
+            cause = f"Stopped by {stop.reason}. {cause} {_in_time(stop, ended)}"
+        if ended.survivors:
+            cause += f" These outlived SIGKILL: {', '.join(ended.survivors[:5])}."
         if left:
             cause += f" It left processes behind, which were ended: {', '.join(left[:5])}."
         known = signal.Signals(verdict.signal) if verdict.signal in set(signal.Signals) else None
@@ -91,7 +96,7 @@ def outcome(
         )  # fmt: skip
         attempts = [*record.attempts[:-1], msgspec.structs.replace(record.attempts[-1], outcome=result)]
         result = msgspec.structs.replace(
-            result, retryable=stopped_by is not None or bool(restarts.worth(record.spec, attempts))
+            result, retryable=stop is not None or bool(restarts.worth(record.spec, attempts))
         )
     return msgspec.structs.replace(result, next=_next(record, result))
 
@@ -116,9 +121,11 @@ def _next(record: JobRecord, result: Outcome) -> str:
     return f"launcher {record.spec.kind} retry {shlex.quote(record.name)}"
 
 
-def is_stop(number: int) -> bool:
-    """Whether a signal asks for a stop."""
-    return number in STOPS
+def _in_time(stop: Stop, ended: Exit) -> str:
+    """The grace, given and used."""
+    used = min(duration(time.time() - stop.at), duration(stop.deadline - stop.at), key=len)
+    how = "It was killed at the end of its time" if ended.killed else "It ended in time"
+    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {used})."
 
 
 def started(record: JobRecord, emit: Emit) -> None:
@@ -201,18 +208,25 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
         emit(event("outputs-stored", f"Stored {kept} other file(s) of the output directory ({size(total)})"))
 
 
-def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit, *, result_file: str) -> None:
-    """Writes record and result (also to `result_file`, unless that is empty), prints the closing block, and keeps record,
-    events and log with the store."""
+def finish(
+    store: Store, folder: JobFolder, record: JobRecord, emit: Emit, stops: Stops, *, copies: Iterable[str] = ()
+) -> None:
+    """Writes record and result (the latter also to `copies`), prints the closing block, and keeps record, events and log with
+    the store, while there is time for it."""
     attempt = record.attempts[-1]
     result = attempt.outcome
     assert result
     try:
         folder.write(record)
-        results.write(results.of_job(record), str(folder.path / "result.json"), result_file)
+        results.write(results.of_job(record), str(folder.path / "result.json"), *copies)
     except OSError as error:
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
     emit(event("job-ended", closing(store, folder, record), "info" if result.code == 0 else "error", code=result.code))
+    if not stops.within(lambda: _store(store, folder, record, emit), to_the_end=True):
+        emit(event("record-pending", "The job's record is only on this machine: there was no more time", "warning"))
+
+
+def _store(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> None:
     try:
         prefix = layout.job(record.id)
         store.place.put(f"{prefix}record.json", msgspec.json.encode(record))

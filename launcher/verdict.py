@@ -81,7 +81,7 @@ class Evidence:
         """The verdict, after the job's output has been written whole. `stopped`: a stop was asked for before it ended."""
         if ended.code == 0:
             return Verdict(0, None, "", "The job ended well", None, "")
-        first = self._first(ended)
+        first = self._first(ended.code if stopped else None)
         words = first.words if first else last_words(_tail(self.log, self.offset))
         code, number = (first.code, first.signal) if first else (ended.code, ended.signal)
         killed = self._killed_for_memory(ended, number)
@@ -93,8 +93,8 @@ class Evidence:
             cause += f": it was torchrun's agent that {_name(ended.signal)} ended, not a rank"
         return Verdict(code, number, failure, redact(cause), first.rank if first else None, redact(words.traceback))
 
-    def _first(self, ended: Exit) -> _Culprit | None:
-        """The rank that failed by itself before any other, as far as it can be known.
+    def _first(self, code: int | None) -> _Culprit | None:
+        """The rank that failed by itself before any other, as far as it can be known; of those with this `code`, if it is given.
 
         A rank failed when it ended, or when it wrote its traceback (an interpreter can take long to end after that, and
         others end meanwhile because of it). Ranks that only lost their peers come last, and those which torchrun ended or
@@ -114,6 +114,7 @@ class Evidence:
                     when = min(when, log.stat().st_mtime)
             if not each.cut or when <= seen.closed:
                 found.append(_Culprit.of(each, words, when))
+        found = [each for each in found if code is None or each.code == code]
         return min(found, key=lambda each: (lost_peers(each.words), each.when), default=None)
 
     def _killed_for_memory(self, ended: Exit, number: int | None) -> str:

@@ -79,7 +79,11 @@ def test_the_first_failing_rank_is_named_with_its_code_class_and_traceback(
         )
         result = launcher.result("t")
         code, failure, trace = ENDS[how]
-        assert (done.returncode, result["code"], result["failure"]) == (code, code, failure), (case, result, done.stderr)
+        assert (done.returncode, result["code"], result["failure"]) == (code, code, failure), (
+            case,
+            result,
+            done.stderr,
+        )
         assert (result["rank"], result["node"], result["origin"]) == (who, os.uname().nodename, "job"), (case, result)
         assert trace in result["traceback"], (case, result)
         return mode, how, ranks, who, done.returncode, result["cause"]
@@ -92,5 +96,3 @@ def test_the_first_failing_rank_is_named_with_its_code_class_and_traceback(
         print(f"\n{len(rows)} of {len(CASES)} verdicts right")
         for mode, how, ranks, who, code, cause in rows:
             print(f"  {mode:10} {how:10} rank {who} of {ranks}: {code:3}  {cause}")
-
-
