@@ -23,7 +23,7 @@ from launcher.errors import CollectionIncomplete, UsageError
 from launcher.events import Console, Emit, JsonLines, Redactor, event, to_all
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, JobRecord, Outcome, write_atomically
+from launcher.job.record import Attempt, JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.outputs.spool import Spool
