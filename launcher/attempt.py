@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import msgspec
 
 from launcher.errors import InputChanged
 from launcher.events import Emit, Redactor, event
+from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
 from launcher.job.folder import JobFolder
@@ -29,7 +29,7 @@ from launcher.restoring import Resumed
 from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
-from launcher.runners.signals import Signals
+from launcher.runners.stopping import TICK, Stops
 from launcher.settings import Settings
 from launcher.store.store import Store
 from launcher.text import duration
@@ -48,7 +48,8 @@ class Job:
     folder: JobFolder
     record: JobRecord
     checked: Checked
-    signals: Signals
+    stops: Stops
+    health: Health
     redactor: Redactor
     emit: Emit
 
@@ -99,13 +100,12 @@ def pause(job: Job, restart: Restart) -> bool:
     text += f", in {duration(restart.wait)}" if restart.wait else ""
     job.emit(event("attempt-ended", text, "warning", attempt=last.number, code=last.outcome.code, wait=restart.wait))
     deadline = time.monotonic() + restart.wait
-    while not job.signals.stop and (left := deadline - time.monotonic()) > 0:
-        select.select([job.signals.fd], [], [], left)
-        job.signals.take()
-    if not job.signals.stop:
+    while not job.stops.asked and (left := deadline - time.monotonic()) > 0:
+        select.select([job.stops.fd], [], [], min(left, TICK))
+        job.stops.take()
+    if not job.stops.request:
         return True
-    name = signal.Signals(job.signals.stop).name
-    cause = f"Stopped by {name} before attempt {last.number + 1}. {last.outcome.cause}"
+    cause = f"Stopped by {job.stops.request.reason} before attempt {last.number + 1}. {last.outcome.cause}"
     last.outcome = msgspec.structs.replace(last.outcome, cause=cause, stopped=True, retryable=True)
     return False
 

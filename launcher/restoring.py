@@ -30,7 +30,6 @@ from launcher.outputs import capture as captures
 from launcher.outputs import salvage
 from launcher.outputs.capture import Capture
 from launcher.outputs.filesystem import SPOOL
-from launcher.prepare import Prepared
 from launcher.progress import Progress
 from launcher.settings import Settings
 from launcher.store.store import Store
@@ -128,9 +127,15 @@ class Output:
     store: Store
     folder: JobFolder
     record: JobRecord
-    prepared: Prepared
+    path: str
+    watch: tuple[str, ...]
     emit: Emit
     stop: Callable[[], None]
+
+    @property
+    def spool(self) -> Path:
+        """What is captured and not stored yet."""
+        return self.folder.path / "spool"
 
     def bring(self, candidate: Candidate, name: str = "") -> str:
         """Has the checkpoint at its place, and nothing beside it that would mislead. `name`: a folder of the output directory
@@ -153,7 +158,7 @@ class Output:
         step = "" if candidate.step is None else f" (step {candidate.step})"
         text = f"Attempt {number} goes on from {candidate.label}{step}: {how}"
         self.emit(event("resumed", text, attempt=number, checkpoint=candidate.id, step=candidate.step, how=how))
-        return path if root == self.prepared.output else os.path.join(root, path)
+        return path if root == self.path else os.path.join(root, path)
 
     def bring_from_outside(self, chosen: Chosen) -> Resumed:
         """The same for what is not in the store: a path, an archive, a URL."""
@@ -162,17 +167,17 @@ class Output:
         with Progress(f"Fetching {chosen.text}", chosen.size, self.emit, self.stop) as progress:
             provided = choose.provide(chosen, self.store, cache, progress.add)
         try:
-            stage = self._stage(self.prepared.output)
+            stage = self._stage(self.path)
             found = Folder.scan(provided.path).files
             for each in found:
                 _duplicate(Path(provided.path, each), stage / each, os.stat(Path(provided.path, each)))
-            self._swap(stage, self.prepared.output, path, found, alone=False)
+            self._swap(stage, self.path, path, found, alone=False)
         except OSError as error:
             raise self._unusable(error) from error
         finally:
             if provided.lease:
                 provided.lease.release()
-        self.put_aside(self.prepared.output, path)
+        self.put_aside(self.path, path)
         self.emit(event("resumed", f"The job goes on from {chosen.text}", path=path))
         return Resumed(path, chosen.source, sources=(chosen.source,))
 
@@ -182,8 +187,8 @@ class Output:
         attempt = self.record.attempts[-1]
         place = self.folder.path / "salvage" / f"attempt-{attempt.number}"
         since = min([self.record.created, *(each.started for each in self.record.attempts)]) - 1
-        spared = {os.path.realpath(each.root) for each in captures.load(self.prepared.spool)}
-        for each in (self.prepared.output, *self.prepared.watch):
+        spared = {os.path.realpath(each.root) for each in captures.load(self.spool)}
+        for each in (self.path, *self.watch):
             if not os.path.isdir(each):
                 continue
             chosen = None if root is None else path if each == root else ""
@@ -204,16 +209,16 @@ class Output:
         """The watched folder and the path in it: where it was written, or, where that is not watched here, its last part below
         the output directory."""
         if name:
-            return self.prepared.output, name
+            return self.path, name
         if not os.path.isabs(candidate.path):
             if candidate.path != "." or not candidate.manifest or self._is_own(candidate.manifest):
-                return self.prepared.output, candidate.path
-            return self.prepared.output, candidate.label.rpartition("/")[2]
-        for root in self.prepared.watch:
+                return self.path, candidate.path
+            return self.path, candidate.label.rpartition("/")[2]
+        for root in self.watch:
             real = os.path.realpath(root)
             if candidate.path == real or candidate.path.startswith(f"{real}/"):
                 return root, os.path.relpath(candidate.path, real)
-        return self.prepared.output, os.path.basename(candidate.path)
+        return self.path, os.path.basename(candidate.path)
 
     def _is_own(self, manifest: Manifest) -> bool:
         return manifest.origin is not None and manifest.origin.name == self.record.name
@@ -313,7 +318,7 @@ class Output:
             os.rename(made, os.path.join(root, target))
 
     def _unusable(self, error: OSError) -> LauncherError:
-        output = self.prepared.output
+        output = self.path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = as_size(shutil.disk_usage(output).free)
             return NoSpace(

@@ -85,13 +85,13 @@ def restore(spec: JobSpec, record: JobRecord, named: Chosen | None, output: Outp
 
 
 def _note(attempt: Attempt, resumed: Resumed) -> Resumed:
-    attempt.resumed, attempt.resumed_step = resumed.checkpoint, resumed.step
+    attempt.resumed, attempt.resumed_path, attempt.resumed_step = resumed.checkpoint, resumed.path, resumed.step
     return resumed
 
 
 def _own(output: Output) -> list[Candidate]:
     """The job's own checkpoints that it could go on from, newest first."""
-    pending = [Candidate.of_capture(each) for each in captures.load(output.prepared.spool)]
+    pending = [Candidate.of_capture(each) for each in captures.load(output.spool)]
     committed = [Candidate.of_manifest(each) for each in _committed(output.store, output.record, output.emit)]
     return _resumable({each.id: each for each in (*pending, *committed)}.values())
 

@@ -9,13 +9,15 @@ from typing import Protocol
 @dataclass(frozen=True)
 class Exit:
     """How the job ended: its own code, or 128+n with the signal's number n. `oom`: the kernel killed it for memory. `killed`: we
-    did, at the end of its time or when asked again. `survivors`: processes that outlived SIGKILL, in words."""
+    did, at the end of its time or when asked again. `survivors`: processes that outlived SIGKILL, in words. `stalled`: it was
+    ended because it stood still; the words say for how long, and where its processes waited."""
 
     code: int
     signal: int | None = None
     oom: bool = False
     killed: bool = False
     survivors: tuple[str, ...] = ()
+    stalled: str = ""
 
 
 class Running(Protocol):
