@@ -29,6 +29,7 @@ from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
 from launcher.runners.signals import Signals
+from launcher.runners.stall import Watched
 from launcher.runners.stopping import Stops
 from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
@@ -150,6 +151,11 @@ def _run(
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)
+    if spec.stall_timeout:
+        running = Watched(
+            running, timeout=spec.stall_timeout, grace=spec.grace, ranks=prepared.command.ranks, log=evidence.log,
+            output=prepared.output, emit=emit,
+        )  # fmt: skip
     ended = supervise(
         running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
     )
