@@ -91,7 +91,9 @@ class Evidence:
             cause += f" (rank {first.rank} first)"
         elif self.wrapped and not first and ended.signal and not stopped:
             cause += f": it was torchrun's agent that {_name(ended.signal)} ended, not a rank"
-        code = code or 128 + signal.SIGTERM  # It stood still, and ended well when it was told to stop: that is no success.
+        code = (
+            code or 128 + signal.SIGTERM
+        )  # It stood still, and ended well when it was told to stop: that is no success.
         return Verdict(code, number, failure, redact(cause), first.rank if first else None, redact(words.traceback))
 
     def _first(self, code: int | None) -> _Culprit | None:
