@@ -181,7 +181,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             output=prepared.output, emit=emit,
         )  # fmt: skip
     ended = supervise(
-        running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
+        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
     left = running.close()
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
