@@ -20,13 +20,15 @@ class Signals:
     fd: int
     since: float = field(default_factory=time.monotonic)
     """When catching began (monotonic)."""
+    taken: float = field(default_factory=time.monotonic)
+    """When somebody last took them (monotonic): the loop that does it lives."""
     _came: list[tuple[int, float]] = field(default_factory=list)
 
     def take(self) -> list[tuple[int, float]]:
         """What came since the last call: number, and when (monotonic)."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 4096)
-        came, self._came = self._came, []
+        came, self._came, self.taken = self._came, [], time.monotonic()
         return came
 
 
