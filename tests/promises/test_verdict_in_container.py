@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,16 +20,24 @@ pytestmark = pytest.mark.timeout(1500)
 BASE = "launcher-test-base:latest"
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that the container's user can read; pytest's own is the caller's alone."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
 def test_the_first_failing_rank_is_named_from_outside_of_the_container(
-    tmp_path: Path, engine: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, engine: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every end in a container of the docker runner, rank 1 of 2; the kernel's killer by a limit that the engine sets."""
-    script = failing_script(tmp_path)
+    script = failing_script(folder)
 
     def one(how: str) -> str:
         launcher = Launcher(tmp_path / how.replace(" ", "-"), DOCKER_HOST=engine)
         words = ["training", "run", "t", "--runner", "docker", "--image", BASE, "--device", "cpu", "--accels", "2"]
-        process = launcher.start(*words, "--", script.name, how, "1", "wait", cwd=tmp_path)
+        process = launcher.start(*words, "--", script.name, how, "1", "wait", cwd=folder)
         if how == "memory":
             limit(launcher, process)
         output, _ = process.communicate(timeout=240)
