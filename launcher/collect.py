@@ -99,8 +99,8 @@ def _job_folder(spec: JobSpec, settings: Settings, output: Path) -> tuple[JobFol
             break
         if os.path.realpath(record.attempts[-1].output) != os.path.realpath(output):
             break
-        if not folder.take(recovery.GONE):
-            raise UsageError(what=f"Job {spec.name} is being collected already, by process {folder.owner()}.")
+        if not folder.take(folders.UPLOADER_GRACE):
+            raise UsageError(what=f"Job {spec.name} is being collected already, by {folder.holder()}.")
         return folder, record
     folder, record = JobFolder.create(settings.data_dir, spec, spec)
     record.attempts.append(Attempt(number=1, host="", pid=0, started=time.time(), output=str(output)))
@@ -128,7 +128,7 @@ def _collect(
     watcher = Watcher(
         attempt.output,
         spool.path,
-        recovery.subject(record),
+        recovery.subject(record, attempt),
         world_size=attempt.world_size,
         settle=spec.settle,
         on_capture=found,

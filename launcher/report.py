@@ -27,6 +27,7 @@ from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
+from launcher.prepare import give
 from launcher.runners.running import Exit
 from launcher.runners.stopping import Stop, Stops
 from launcher.settings import Settings
@@ -182,10 +183,8 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
     """Makes the caller the owner of what a container's user wrote."""
     if spec.runner != "docker" or os.geteuid() != 0:
         return
-    for root in (output, str(folder.path / "logs")):
-        for parent, folders, files in os.walk(root):
-            for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
-                os.chown(name, os.geteuid(), os.getegid(), follow_symlinks=False)
+    for root in (output, folder.path / "logs"):
+        give(root, os.geteuid(), os.getegid())
 
 
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
@@ -197,6 +196,7 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
             prefix = "" if folder == "." or not os.path.isdir(os.path.join(output, folder)) else f"{folder}/"
             known.update(prefix + file.path for file in manifest.files)
     aside = tuple(f"{each['name']}/" for each in record.skipped if each["kind"] == "salvage")
+    aside += tuple(f"{each.resumed_path}/" for each in record.attempts if each.resumed_path)
     kept, total = 0, 0
     for parent, folders, files in os.walk(output):
         folders[:] = [each for each in folders if each != ".launcher"]

@@ -36,6 +36,7 @@ _OPTIONS = [
     click.option(
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
+    click.option("--resume", metavar="HOW", help="auto, never, same-job, or a checkpoint to go on from. [auto]"),
     click.option("--grace", metavar="TIME", help="From a stop request to the end of all, such as 90s. [30s]"),
     click.option("--time-limit", metavar="TIME", help="Stop so that all is over by then, such as 8h. [none]"),
     click.option(

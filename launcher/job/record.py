@@ -82,6 +82,11 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Further folders that are watched."""
     world_size: int | None = None
     """Processes that write, where known."""
+    resumed: str = ""
+    """Id of the checkpoint that it went on from; empty where it began at the beginning, or on its own."""
+    resumed_path: str = ""
+    """Where that lay, below the output directory."""
+    resumed_step: int | None = None
     bytes_sent: int = 0
     """Of checkpoints, to the store."""
     bytes_saved: int = 0

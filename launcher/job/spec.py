@@ -72,6 +72,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Branch, tag or commit of it."""
     watch: tuple[str, ...] = ()
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
+    resume: str = "auto"
+    """Where the job goes on. auto: a job that is started again, from its newest whole checkpoint that can be; never; same-job:
+    also a new job, from the one of this name before it; or any checkpoint: REF."""
     grace: Seconds = 30.0
     """From a stop request to the end of all: the job's, of storing what it saved, and the launcher's own."""
     time_limit: Seconds = 0.0
@@ -124,6 +127,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
 
 
+RESUME = frozenset({"auto", "never", "same-job"})
+"""The values of `resume` that are no reference."""
 LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch", "stop_signal"})
 
 

@@ -35,6 +35,7 @@ class Process:
         protection: Protection,
         log: Path,
         ranks: int = 1,
+        rank_logs: Path | None = None,
         spared: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the child of the
@@ -70,7 +71,9 @@ class Process:
             Pump(err_reader, sys.stderr.fileno(), self._log),
         ]
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log)
+            if ranks > 1
+            else None
         )
         self.fd = os.pidfd_open(self.pid)
         with os.fdopen(report_reader, "rb") as file:
@@ -160,7 +163,8 @@ def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> N
 
 
 def end_job(job: str, grace: float) -> list[str]:
-    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited.
+    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited,
+    with LAUNCHER_ATTEMPT: whoever starts the launcher under an id of his own has only the first.
 
     Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
     """
@@ -171,7 +175,8 @@ def end_job(job: str, grace: float) -> list[str]:
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
+                    inherited = file.read().split(b"\0")
+                    if mark in inherited and any(each.startswith(b"LAUNCHER_ATTEMPT=") for each in inherited):
                         found.append(int(entry))
         return found
 
