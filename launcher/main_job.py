@@ -27,6 +27,7 @@ from launcher.outputs.watcher import Watcher
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
 from launcher.restoring import Output, Resumed
 from launcher.runners.signals import Signals
+from launcher.runners.stall import Watched
 from launcher.runners.stopping import Stops
 from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
@@ -174,8 +175,13 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)
+    if spec.stall_timeout:
+        running = Watched(
+            running, timeout=spec.stall_timeout, grace=spec.grace, ranks=prepared.command.ranks, log=evidence.log,
+            output=prepared.output, emit=emit,
+        )  # fmt: skip
     ended = supervise(
-        running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
+        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
     left = running.close()
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)

@@ -7,18 +7,19 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from launcher import result as results
+from launcher import secrets
 from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
-from launcher.events import Emit, event
+from launcher.events import Emit, Redactor, event
 from launcher.job import restarts
 from launcher.job.failure import Failure
 from launcher.job.folder import JobFolder
@@ -29,6 +30,7 @@ from launcher.outputs.uploader import Stored
 from launcher.prepare import give
 from launcher.runners.running import Exit
 from launcher.runners.stopping import Stop, Stops
+from launcher.settings import Settings
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import duration, printable, size
@@ -48,6 +50,21 @@ def of_error(error: LauncherError) -> Outcome:
         retryable=error.retryable,
         hint=error.hint,
     )
+
+
+@contextlib.contextmanager
+def early(settings: Settings, environ: Mapping[str, str]) -> Iterator[None]:
+    """For errors that no job's record can tell, as there is none yet or the launcher has a bug: what ends the block is written as
+    a result where one is looked for (LAUNCHER_RESULT_FILE, the termination log), and raised on."""
+    try:
+        yield
+    except Exception as error:
+        known = error if isinstance(error, LauncherError) else LauncherError(what=f"A bug of the launcher: {error!r}.")
+        redactor = Redactor.of_environment(dict(environ), secrets.values(settings.data_dir))
+        result = results.Result(**redactor.value(msgspec.structs.asdict(of_error(known))), ended=time.time())
+        with contextlib.suppress(OSError):  # What is raised on is more important, and says the same.
+            results.write(result, settings.result_file)
+        raise
 
 
 def outcome(

@@ -79,7 +79,7 @@ class Evidence:
 
     def judge(self, ended: Exit, *, stopped: bool, redact: Callable[[str], str]) -> Verdict:
         """The verdict, after the job's output has been written whole. `stopped`: a stop was asked for before it ended."""
-        if ended.code == 0:
+        if ended.code == 0 and not ended.stalled:
             return Verdict(0, None, "", "The job ended well", None, "")
         first = self._first(ended.code if stopped else None)
         words = first.words if first else last_words(_tail(self.log, self.offset))
@@ -91,6 +91,9 @@ class Evidence:
             cause += f" (rank {first.rank} first)"
         elif self.wrapped and not first and ended.signal and not stopped:
             cause += f": it was torchrun's agent that {_name(ended.signal)} ended, not a rank"
+        code = (
+            code or 128 + signal.SIGTERM
+        )  # It stood still, and ended well when it was told to stop: that is no success.
         return Verdict(code, number, failure, redact(cause), first.rank if first else None, redact(words.traceback))
 
     def _first(self, code: int | None) -> _Culprit | None:
@@ -180,7 +183,8 @@ def _cause(failure: Failure, code: int, number: int | None, words: LastWords, en
         return f"The job raised {words.summary}" + (f" and {end}" if number else "")
     if failure == "signal" and number == signal.SIGKILL:
         return f"The job {end}, not by the launcher: who sent it is not known"
-    return f"The job {end}: {words.summary}" if failure == "signal" and words.summary else f"The job {end}"
+    thrown = failure == "signal" and words.message and not words.message.startswith("Fatal Python error")
+    return f"The job {end}: {words.summary}" if thrown else f"The job {end}"
 
 
 def _name(number: int | None) -> str:

@@ -91,16 +91,17 @@ def only_job_options(*names: str) -> Callable[[F], F]:
 def _run(
     ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]
 ) -> int:
-    from launcher import main_job
+    from launcher import main_job, report
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
-        flags["env"] = specs.parse_env(flags.pop("env"), environ)
-        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-        spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
-        return main_job.run(spec, settings, environ, signals).code
+        with report.early(settings, environ):
+            flags["env"] = specs.parse_env(flags.pop("env"), environ)
+            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+            return main_job.run(spec, settings, environ, signals).code
 
 
 def _run_command(kind: str) -> click.Command:

@@ -16,8 +16,8 @@ Failure = Literal["", "oom", "rendezvous", "hang", "exception", "exit", "signal"
 TRACEBACK_LIMIT = 16 << 10
 """Characters that are kept of a traceback: half of them of its last frames, half of the beginning of its message."""
 
-_AFTER = 8 << 10
-"""So many characters of output may follow the traceback that a process ended with: torchrun's report, libraries' farewells."""
+_AFTER = 100
+"""So many lines may follow the first of an exception's message, its others and libraries' farewells; then the process went on."""
 
 _LATEST = 64 << 10
 """In so much of the output's end, where there is no traceback, what C++ threw is looked for."""
@@ -44,7 +44,8 @@ _FRAME = re.compile(r"^(?:[ \t|+│╭╰]|$)")
 _CHAIN = re.compile(r"^(?:During handling of the above exception|The above exception was the direct cause)")
 _FATAL = re.compile(r"^Fatal Python error: ")
 _CURRENT = re.compile(r"^Current thread .*(?:\n[ \t].*)*", re.MULTILINE)
-_AFTERWARDS = re.compile(r"^[EWI]\d{4} \d\d:|^=+$|^terminate called |^Fatal Python error: ")
+_TORCHRUN = re.compile(r"^[EWI]\d{4} \d\d:|^=+$")
+_AFTERWARDS = re.compile(_TORCHRUN.pattern + r"|^terminate called |^Fatal Python error: ")
 """Where a message ends for sure: torchrun's own lines and report, C++, faulthandler."""
 
 
@@ -73,22 +74,21 @@ def last_words(output: str) -> LastWords:
     lines = _MARK.sub("", output.replace("\r\n", "\n")).split("\n")
     headers = [index for index, line in enumerate(lines) if _HEADER.match(line)]
     fatal = next((index for index in reversed(range(len(lines))) if _FATAL.match(lines[index])), len(lines))
+    dump = "\n".join(lines[fatal + 1 :]).partition("\nExtension modules: ")[0].strip("\n")
+    current = _CURRENT.search(dump)
+    # An interpreter that crashes while it ends has no frames any more: then the exception before it is what happened.
+    working = current is not None and "\n  File " in current[0]
     if headers:
         message, end = _message(lines, headers[-1])
-        between = [line for line in lines[end:fatal] if line.strip() and not _AFTERWARDS.match(line)]
-        crashed_later = fatal < len(lines) and between
-        if not crashed_later and sum(len(line) + 1 for line in lines[end:fatal]) <= _AFTER:
+        over = next((index for index in range(end, len(lines)) if _TORCHRUN.match(lines[index])), len(lines))
+        if not working and min(over, fatal) - message <= _AFTER:
             start = _first_of_chain(lines, headers)
             frames = "\n".join(lines[start:message])
             if len(frames) > TRACEBACK_LIMIT // 2:
                 frames = f"…{frames[-TRACEBACK_LIMIT // 2 :]}"
             text = _beginning("\n".join(lines[message:end]), TRACEBACK_LIMIT // 2)
             return LastWords(f"{frames}\n{text}", text, True)
-    stack = ""
-    if fatal < len(lines):
-        dump = "\n".join(lines[fatal + 1 :]).partition("\nExtension modules: ")[0].strip("\n")
-        current = _CURRENT.search(dump)
-        stack = f"{lines[fatal]}\n\n{current[0] if current else dump}"
+    stack = f"{lines[fatal]}\n\n{current[0] if current else dump}" if fatal < len(lines) else ""
     _, thrown, rest = "\n".join(lines[:fatal])[-_LATEST:].rpartition("terminate called after throwing")
     if thrown:
         text = (rest.partition("what():")[2].strip() or rest.strip()).partition("\nException raised from ")[0]

@@ -219,6 +219,24 @@ class Container:
     def members(self) -> list[int]:
         return []
 
+    def cpu_seconds(self) -> float | None:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        with contextlib.suppress(DockerException, RequestException, KeyError):
+            stats = self._client.api.stats(self._container.id, stream=False, one_shot=True)
+            return float(stats["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
+        return None
+
+    def waiting(self) -> list[str]:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        with contextlib.suppress(DockerException, RequestException):
+            rows = self._container.top(ps_args="-eo pid,stat,wchan:40,comm")["Processes"]
+            return [f"{name} ({pid}) in {where}, state {state[0]}" for pid, state, where, name in rows]
+        return []
+
     def kill(self) -> None:
         self.signal(9)
 

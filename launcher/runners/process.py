@@ -15,6 +15,7 @@ from pathlib import Path
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs import kernel
 from launcher.inputs.protection import Protection, program
+from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
@@ -110,6 +111,12 @@ class Process:
 
     def members(self) -> list[int]:
         return descendants(self._spared())
+
+    def cpu_seconds(self) -> float | None:
+        return stall.cpu_seconds(self.members())
+
+    def waiting(self) -> list[str]:
+        return stall.waiting(self.members())
 
     def kill(self) -> None:
         self._grace = 0.0

@@ -38,6 +38,12 @@ class Running(Protocol):
     def members(self) -> list[int]:
         """Process ids of the job's tree on this machine that live; without the uploader, and empty for a container."""
 
+    def cpu_seconds(self) -> float | None:
+        """Processor time that the job's living processes have used; None where it cannot be known."""
+
+    def waiting(self) -> list[str]:
+        """What each of its processes waits in, in words."""
+
     def kill(self) -> None:
         """Ends all of it at once. May be called again. What outlives it, `close` does not wait for."""
 
