@@ -18,7 +18,9 @@ _HIDDEN = "***"
 
 @click.command()
 @click.argument("name")
-@click.option("-E", "--env", multiple=True, metavar="K=V", help="A variable that the record does not have, or another value.")
+@click.option(
+    "-E", "--env", multiple=True, metavar="K=V", help="A variable that the record does not have, or another value."
+)
 @click.option("--resume", metavar="HOW", help="auto, never, or a checkpoint to go on from. [as it was]")
 @click.pass_context
 def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | None) -> int:
@@ -48,7 +50,9 @@ def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | Non
         if resume:
             spec = msgspec.structs.replace(spec, resume=resume)
         if spec.runner not in ("process", "docker"):
-            raise UsageError(what=f"Job {record.name} was not started by `training run`.", hint="Start its container again.")
+            raise UsageError(
+                what=f"Job {record.name} was not started by `training run`.", hint="Start its container again."
+            )
         if hidden := list(_hidden(spec)):
             raise UsageError(
                 what=f"Secrets are not recorded, so these have to be given again: {', '.join(hidden)}.",
