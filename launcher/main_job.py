@@ -62,6 +62,8 @@ def _job(
     emit = health.emit = to_all(console, events, health)
     health.record = record
     attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
+    with contextlib.suppress(FileNotFoundError):
+        attempt.log_start = (folder.path / "logs" / "job.log").stat().st_size
     record.attempts.append(attempt)
     try:
         prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=signals.check)

@@ -5,7 +5,7 @@
   record.json     JobRecord
   events.jsonl    every event, appended
   result.json     Outcome of the last attempt
-  logs/           job.log (all output as it came), rank-R.log
+  logs/           job.log (all output as it came), job.times (when it was how long); what torchrun keeps of each rank
   input-checkpoint/  output-checkpoint/  output/
   spool/          captures that are not stored yet
   unstored        there from before the job starts until everything whole that it wrote is in the store

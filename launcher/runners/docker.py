@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
+from launcher.job.logs import Times
 from launcher.runners.output import RankLogs, write_all
 from launcher.runners.running import Exit
 
@@ -145,8 +146,11 @@ class Container:
         self._exit: Exit | None = None
         self._failure = ""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._times = Times(log)
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
+            if ranks > 1
+            else None
         )
         self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
         try:
@@ -177,6 +181,7 @@ class Container:
             for parts in stream:
                 for number, data in enumerate(parts):
                     if data:
+                        self._times.note()
                         write_all(data, sinks[number])
 
     def _wait(self) -> None:
@@ -229,6 +234,7 @@ class Container:
             self._container = None
             for fd in (self._log, self.fd, self._ended):
                 os.close(fd)
+            self._times.close()
             if self._failure:
                 left.append(self._failure)
         return left
