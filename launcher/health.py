@@ -123,7 +123,7 @@ class Health:
             "step_stored": self._step_stored,
             "pending": len(waiting),
             "pending_bytes": sum(capture.size for capture in waiting),
-            "stop_requested": self._signals.stop is not None,
+            "stop_requested": self._deadline > 0,
         }
 
     @property
@@ -180,7 +180,7 @@ class Health:
         yield from counter("upload_seconds", "Time that this took.", sum(each.seconds for each in stored))
         yield from gauge("store_stalled", "1 while the store takes nothing.", any(each.stalled for each in collectors))
         yield from counter("download_bytes", "Fetched as the job's input.", self._fetched + self._fetching)
-        yield from gauge("stop_requested", "1 once the job was asked to stop.", self._signals.stop is not None)
+        yield from gauge("stop_requested", "1 once the job was asked to stop.", self._deadline > 0)
         yield from gauge("stop_deadline_timestamp_seconds", "When the job is killed.", self._deadline or None)
 
 

@@ -19,7 +19,7 @@ from launcher.inputs.cache import NodeCache, leases
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.spec import JobSpec
-from launcher.outputs import elsewhere, recovery
+from launcher.outputs import backlog, elsewhere, recovery
 from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
@@ -29,6 +29,7 @@ from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
 from launcher.runners.signals import Signals
+from launcher.runners.stopping import Stops
 from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
@@ -39,24 +40,25 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
+    stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
     with _probes(spec, health):
-        return _job(spec, settings, environ, signals, redactor, console, health)
+        return _job(spec, settings, environ, stops, redactor, console, health)
 
 
 def _job(
     spec: JobSpec,
     settings: Settings,
     environ: Mapping[str, str],
-    signals: Signals,
+    stops: Stops,
     redactor: Redactor,
     console: Console,
     health: Health,
 ) -> Outcome:
     store = Store.open(settings, environ)
-    recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: signals.stop is not None)
+    recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: stops.asked)
     checked = check(spec, settings, environ, store, console)
-    signals.check()
+    stops.check()
     folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
     events = JsonLines(folder.path / "events.jsonl", redactor)
     emit = health.emit = to_all(console, events, health)
@@ -66,16 +68,16 @@ def _job(
         attempt.log_start = (folder.path / "logs" / "job.log").stat().st_size
     record.attempts.append(attempt)
     try:
-        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=signals.check)
-        signals.check()
+        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=stops.check)
+        stops.check()
         attempt.phases["prepare"] = time.time() - attempt.started
         with leases(prepared.leases):
-            outcome = _run(spec, settings, store, folder, record, checked, prepared, signals, health, redactor, emit)
+            outcome = _run(spec, settings, store, folder, record, checked, prepared, stops, health, redactor, emit)
     except LauncherError as error:
         outcome = report.of_error(error)
     attempt.outcome, attempt.ended = outcome, time.time()
     health.phase = "ended"
-    report.finish(store, folder, record, emit)
+    report.finish(store, folder, record, emit, stops)
     health.emit = console
     events.close()
     folder.close()
@@ -90,7 +92,7 @@ def _run(
     record: JobRecord,
     checked: Checked,
     prepared: Prepared,
-    signals: Signals,
+    stops: Stops,
     health: Health,
     redactor: Redactor,
     emit: Emit,
@@ -134,6 +136,7 @@ def _run(
     # Both before the job: whatever it writes, a launcher that is killed later leaves word of it.
     folder.write(record, durable=False)
     folder.owe()
+    stops.watch(prepared.stop_file)
     started = time.time()
     running = start(prepared, checked, folder, uploader)
     attempt.guarantee = running.guarantee
@@ -144,14 +147,14 @@ def _run(
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)
-    ended = supervise(running, signals, grace=spec.grace, emit=emit)
+    ended = supervise(
+        running, stops, reserve=lambda: backlog.share(collector.stored, collector.held, spec.grace), emit=emit
+    )
     left = running.close()
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(
-        settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take())
-    )
-    retention(at_end=True)
+    pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
+    stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
     if not collector.stored and not pending and spec.runner != "docker":
@@ -162,10 +165,10 @@ def _run(
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()
-        report.store_outputs(store, record, prepared.output, emit)
+        stops.within(lambda: report.store_outputs(store, record, prepared.output, emit))
     steps = [each.step for each in collector.stored if each.step is not None]
     return report.outcome(
-        record, ended, prepared, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
+        record, ended, prepared, stop=stops.request, pending=pending, left=left, changed=changed,
         last_step_seen=watcher.last_step, last_step_committed=max(steps, default=None),
     )  # fmt: skip
 

@@ -68,6 +68,7 @@ class Prepared:
     watch: tuple[str, ...]
     capture: tuple[filesystem.Rung, ...]
     verdict: Path
+    stop_file: Path
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
@@ -93,9 +94,10 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
-    python = _python(environ)
+    python = interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
-    if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
+    elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
+    if not spec.repository_url and not elsewhere:
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
@@ -127,16 +129,8 @@ def prepare(
     input_dir, output = _folders(spec, settings, environ, folder)
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
-    for chosen in checked.chosen:
-        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
-            try:
-                protection.use(store, chosen.manifest.id, folder.id, spec.name)
-            except LauncherError as error:
-                emit(
-                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
-                )
-    provided = _provide(
-        spec, checked, store, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
+    provided = provide(
+        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
     )
     work_dir = checked.work_dir
     if spec.repository_url:
@@ -144,13 +138,14 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
-    verdict = folder.path / "logs" / "verdict.json"
+    verdict, stop_file = folder.path / "logs" / "verdict.json", folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
-        "LAUNCHER_VERDICT": f"{docker.LOGS}/verdict.json" if in_container else str(verdict),
+        "LAUNCHER_VERDICT": f"{docker.LOGS}/{verdict.name}" if in_container else str(verdict),
+        "LAUNCHER_STOP_FILE": f"{docker.LOGS}/{stop_file.name}" if in_container else str(stop_file),
     }
     mounts = tuple(
         (each.path, os.path.join(env["FLEXAI_INPUT_CHECKPOINT_DIR"], name))
@@ -172,7 +167,8 @@ def prepare(
         log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
     )
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
+    defaults = {"PYTHONUNBUFFERED": "1"} | torchrun.patience(spec.grace)
+    whole = defaults | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,
@@ -199,25 +195,36 @@ def prepare(
         watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
         capture=_rungs("capture", settings.capture, filesystem.RUNGS),
         verdict=verdict,
+        stop_file=stop_file,
         leases=tuple(held),
     )
     if not in_container:
         return prepared
-    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env | checked.secrets
+    inside = {"HOME": "/tmp"} | defaults | env | spec.env | checked.secrets
     request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
     return dataclasses.replace(prepared, env=inside, request=request)
 
 
-def _provide(
+def provide(
     spec: JobSpec,
     checked: Checked,
     store: Store,
+    folder: JobFolder,
     cache: NodeCache,
     emit: Emit,
     linkable: Callable[[], bool],
     *,
     stop: Callable[[], None],
 ) -> list[Provided]:
+    """Brings the inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
+    for chosen in checked.chosen:
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
@@ -283,6 +290,8 @@ def _container(
 
 def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str, dict[str, str]]:
     """The device in words, and the variables that keep a job on the CPU where that was chosen."""
+    if spec.runner == "sidecar":
+        return "the job's own container's", {}
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if spec.device == "cpu":
         return "cpu", on_cpu
@@ -305,7 +314,7 @@ def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str,
     return f"{found.kind} × {spec.accels}", {}
 
 
-def _python(environ: Mapping[str, str]) -> str:
+def interpreter(environ: Mapping[str, str]) -> str:
     """The job's own interpreter: the active virtual environment's, else ours if torch is there, else the one on PATH."""
     if environ.get("VIRTUAL_ENV"):
         candidate = os.path.join(environ["VIRTUAL_ENV"], "bin", "python")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
 from launcher.prepare import Prepared
 from launcher.runners.running import Exit
-from launcher.runners.signals import STOPS
+from launcher.runners.stopping import Stop, Stops
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import duration, printable, size
@@ -51,7 +52,7 @@ def outcome(
     ended: Exit,
     prepared: Prepared,
     *,
-    stopped_by: int | None,
+    stop: Stop | None,
     pending: list[tuple[Capture, str]],
     left: list[str],
     changed: InputChanged | None,
@@ -61,7 +62,7 @@ def outcome(
     """The verdict. A job's failure is never masked, and a job's success never hides a lost checkpoint."""
     bytes_left = sum(capture.size for capture, _ in pending)
     common: dict[str, Any] = {
-        "stopped": stopped_by is not None,
+        "stopped": stop is not None,
         "last_step_seen": last_step_seen,
         "last_step_committed": last_step_committed,
         "bytes_not_stored": bytes_left,
@@ -78,14 +79,16 @@ def outcome(
             cause = f"The job ended with code {ended.code}"
         if rank is not None and ended.code != 0:
             cause += f" (rank {rank} first{': ' + message if message else ''})"
-        if stopped_by:
-            cause = f"Stopped by {signal.Signals(stopped_by).name}. {cause}"
         cause = cause if cause.endswith(".") else f"{cause}."
+        if stop:
+            cause = f"Stopped by {stop.reason}. {cause} {_in_time(stop, ended)}"
+        if ended.survivors:
+            cause += f" These outlived SIGKILL: {', '.join(ended.survivors[:5])}."
         if left:
             cause += f" It left processes behind, which were ended: {', '.join(left[:5])}."
         return Outcome(
             code=ended.code, origin="job", cause=cause, kind="signal" if name else "exit", signal=name, rank=rank,
-            retryable=bool(stopped_by or ended.oom), hint=hint, **common,
+            retryable=bool(stop or ended.oom), hint=hint, **common,
         )  # fmt: skip
     error: LauncherError
     if pending:
@@ -98,6 +101,13 @@ def outcome(
     return msgspec.structs.replace(of_error(error), **common)
 
 
+def _in_time(stop: Stop, ended: Exit) -> str:
+    """The grace, given and used."""
+    used = min(duration(time.time() - stop.at), duration(stop.deadline - stop.at), key=len)
+    how = "It was killed at the end of its time" if ended.killed else "It ended in time"
+    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {used})."
+
+
 def _verdict(prepared: Prepared) -> tuple[int | None, str]:
     try:
         found = json.loads(prepared.verdict.read_bytes())
@@ -108,11 +118,6 @@ def _verdict(prepared: Prepared) -> tuple[int | None, str]:
         return int(found["rank"]), last[:300]
     except (OSError, ValueError, KeyError, TypeError):
         return None, ""
-
-
-def is_stop(number: int) -> bool:
-    """Whether a signal asks for a stop."""
-    return number in STOPS
 
 
 def started(record: JobRecord, emit: Emit) -> None:
@@ -195,8 +200,9 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
         emit(event("outputs-stored", f"Stored {kept} other file(s) of the output directory ({size(total)})"))
 
 
-def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> None:
-    """Writes record and result, prints the closing block, and keeps record, events and log with the store."""
+def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit, stops: Stops) -> None:
+    """Writes record and result, prints the closing block, and keeps record, events and log with the store, while there is
+    time for it."""
     attempt = record.attempts[-1]
     result = attempt.outcome
     assert result
@@ -207,6 +213,11 @@ def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> No
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
     emit(event("job-ended", closing(store, folder, record), "info" if result.code == 0 else "error", code=result.code))
     _termination_message(result)
+    if not stops.within(lambda: _store(store, folder, record, emit), to_the_end=True):
+        emit(event("record-pending", "The job's record is only on this machine: there was no more time", "warning"))
+
+
+def _store(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> None:
     try:
         prefix = layout.job(record.id)
         store.place.put(f"{prefix}record.json", msgspec.json.encode(record))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 from launcher.cli.logs import logs
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
@@ -33,7 +36,14 @@ _OPTIONS = [
     click.option(
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
-    click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--grace", metavar="TIME", help="From a stop request to the end of all, such as 90s. [30s]"),
+    click.option("--time-limit", metavar="TIME", help="Stop so that all is over by then, such as 8h. [none]"),
+    click.option(
+        "--stop-signal",
+        multiple=True,
+        type=click.Choice(["USR1", "USR2", "QUIT"]),
+        help="Asks for a stop too. May be repeated.",
+    ),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
@@ -59,6 +69,18 @@ def job_options(command: Any) -> Any:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def only_job_options(*names: str) -> Callable[[F], F]:
+    """Of these flags, those that one half of a job has, by the names of their parameters."""
+
+    def decorate(command: F) -> F:
+        own = len(getattr(command, "__click_params__", ()))
+        params = job_options(command).__click_params__
+        params[own:] = [each for each in params[own:] if each.name in names]
+        return command
+
+    return decorate
 
 
 def _run(

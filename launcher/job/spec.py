@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
 Device = Literal["auto", "cpu", "cuda", "rocm"]
-RunnerName = Literal["process", "docker", "entrypoint"]
+RunnerName = Literal["process", "docker", "entrypoint", "sidecar"]
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +50,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     launch: Literal["auto", "torchrun", "exec"] = "auto"
     """auto: Python scripts and modules by torchrun, anything else as it is."""
     runner: RunnerName = "process"
-    """process: on this machine; docker: in a container of the local engine."""
+    """process: on this machine; docker: in a container of the local engine; entrypoint and sidecar: said by those commands."""
     image: str = ""
     """Docker runner: the image; it needs the job's libraries, not the launcher."""
     user: str = ""
@@ -71,7 +72,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     watch: tuple[str, ...] = ()
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
-    """From a stop request to the kill."""
+    """From a stop request to the end of all: the job's, of storing what it saved, and the launcher's own."""
+    time_limit: Seconds = 0.0
+    """How long the launcher may take in all: it asks the job to stop when only the grace is left. Default: no limit."""
+    stop_signal: tuple[Literal["USR1", "USR2", "QUIT"], ...] = ()
+    """Signals that ask for a stop beside TERM, INT and HUP, such as Slurm's early one (--signal=B:USR1@120)."""
     keep: str = ""
     """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
@@ -93,6 +98,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
         return rules.parse(self.keep) if self.keep else None
 
+    def stop_signals(self) -> tuple[int, ...]:
+        """The numbers of `stop_signal`."""
+        return tuple(signal.Signals[f"SIG{each}"] for each in self.stop_signal)
+
     def health_address(self) -> tuple[str, int] | None:
         """`health_port` as host and port; None where nothing is served. Raises ValueError, which `load` has done before.
 
@@ -106,7 +115,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
 
 
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch", "stop_signal"})
 
 
 def load(
@@ -170,7 +179,7 @@ def _check(spec: JobSpec) -> list[str]:
         names.check(spec.name, "job name")
     except LauncherError as error:
         mistakes.append(error.text)
-    if not spec.command:
+    if not spec.command and spec.runner != "sidecar":
         mistakes.append("no command: write it after --, as in `-- script.py --epochs 3`")
     if spec.runner == "docker" and not spec.image:
         mistakes.append("--runner docker needs --image IMAGE (one that has the job's libraries)")
@@ -182,6 +191,8 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    if 0 < spec.time_limit <= spec.grace:
+        mistakes.append(f"--time-limit {spec.time_limit:g}s is used up by --grace {spec.grace:g}s: it must be longer")
     try:
         spec.health_address()
     except ValueError as error:

@@ -75,7 +75,7 @@ class Collector:
         with self._changed:
             self._waiting.append(capture)
             self.captured, self.captured_at = self.captured + 1, time.time()
-            held = sum(each.size for each in self.waiting())
+            held = self.held
             excess = self._spool.excess(self._waiting, held)
             self._waiting = [each for each in self._waiting if each not in excess]
             self._changed.notify()
@@ -111,6 +111,11 @@ class Collector:
         reasons = {capture.id: reason for capture, reason in self.pending}
         left = captures.load(self._spool.path)
         return [(capture, reasons.get(capture.id, "storing was stopped")) for capture in left]
+
+    @property
+    def held(self) -> int:
+        """Bytes that are captured and not stored yet."""
+        return sum(capture.size for capture in self.waiting())
 
     def waiting(self) -> list[Capture]:
         """What is captured and not stored yet, whatever it waits for. From any thread."""

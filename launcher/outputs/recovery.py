@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from launcher.checkpoint.policy import Policy
 from launcher.errors import UsageError
 from launcher.events import Emit, event
 from launcher.job import folder as folders
@@ -23,7 +24,7 @@ from launcher.store.store import Store
 Pending = list[tuple[Capture, str]]
 """What could not be stored, and why."""
 
-_GONE = 10.0
+GONE = 10.0
 """Seconds that the uploader of a launcher which was killed gets to end; it ends with its input."""
 
 
@@ -37,7 +38,7 @@ def recover(name: str, settings: Settings, store: Store, emit: Emit) -> tuple[li
     stored: list[Stored] = []
     pending: Pending = []
     for folder in (*todo, newest):
-        if not folder.take(_GONE):
+        if not folder.take(GONE):
             raise UsageError(what=f"Job {name} is still running.", hint=f"launcher training stop {name}")
         try:
             done, left = _finish(folder, settings, store, emit)
@@ -55,7 +56,7 @@ def finish_earlier(
     What cannot be stored stays where it is, with a warning. Raises StoreUnavailable.
     """
     for folder in list(folders.of_name(settings.data_dir, name)):
-        if not folder.owes or not folder.take(_GONE):
+        if not folder.owes or not folder.take(GONE):
             continue  # Stored, or still running: whoever makes the new job's folder says so.
         try:
             store.prepare()
@@ -80,64 +81,92 @@ def _finish(
     if not record.attempts:
         return [], []  # Killed before it had prepared anything.
     attempt = record.attempts[-1]
-    if left := folder.owes and end_job(folder.id, LEFTOVER_GRACE):
+    ours = record.spec.runner != "sidecar"  # Else it may live on: another container's launcher only collected from it.
+    if left := ours and folder.owes and end_job(folder.id, LEFTOVER_GRACE):
         text = f"The job went on without its launcher: ended {', '.join(left[:5])}"
         emit(event("job-ended-late", text, "warning"))
-    spool = folder.path / "spool"
     before = set(record.checkpoints)
-    found = [each.manifest for each in store.of_job(record.name)]
-    known = {
-        (each.origin.path, frozenset((file.path, file.size, file.mtime) for file in each.files))
-        for each in found
-        if each.origin and each.origin.job == folder.id
-    }
-
-    def note(stored: Stored) -> None:
-        if stored.id not in record.checkpoints:
-            record.checkpoints.append(stored.id)
-            folder.write(record)
-
-    collector = Collector(
-        Uploader(
-            Task(settings=settings, job=folder.id, pickles=record.spec.pickles),
-            log=folder.path / "logs" / "uploader.log",
-            keep=(folder.lock,),
-        ),
-        Spool(spool),
-        emit=emit,
-        on_changed=lambda path: None,
-        on_committed=note,
-    )
-    for capture in captures.load(spool):
-        known.add((capture.path, _files(capture)))
-        collector.put(capture)
-
-    def fresh(capture: Capture) -> None:
-        if (capture.path, _files(capture)) in known:
-            captures.discard(capture.id, spool)
-        else:
-            collector.put(capture)
-
+    spool = Spool(folder.path / "spool")
+    stored, found = collector(folder, record, settings, store, emit, spool, pickles=record.spec.pickles)
     if os.path.isdir(attempt.output):
         watcher = Watcher(
             attempt.output,
-            spool,
-            _subject(record),
+            spool.path,
+            subject(record),
             world_size=attempt.world_size,
             settle=0,
-            on_capture=fresh,
+            on_capture=found,
             emit=emit,
             also=attempt.watch,
         )
         watcher.adopt()
         watcher.finish(unknown_counts=False)
-    pending = collector.drain(settings.drain_timeout, cancelled=cancelled)
+    pending = stored.drain(settings.drain_timeout, cancelled=cancelled)
     if not pending:
         folder.settle()
-    return [each for each in collector.stored if each.id not in before], pending
+    return [each for each in stored.stored if each.id not in before], pending
 
 
-def _subject(record: JobRecord) -> Subject:
+def collector(
+    folder: JobFolder,
+    record: JobRecord,
+    settings: Settings,
+    store: Store,
+    emit: Emit,
+    spool: Spool,
+    *,
+    pickles: Policy,
+    bandwidth: int = 0,
+    after: Callable[[], object] = lambda: None,
+    on_changed: Callable[[str], None] = lambda path: None,
+) -> tuple[Collector, Callable[[Capture], None]]:
+    """A collector that goes on with what the spool holds, and what to do with a capture that the watcher makes now: one
+    whose files (sizes and times) are in the store or the spool already is dropped. `after`: called after each commit."""
+    earlier = [each.manifest for each in store.of_job(record.name)]
+    known = {
+        (each.origin.path, frozenset((file.path, file.size, file.mtime) for file in each.files))
+        for each in earlier
+        if each.origin and each.origin.job == folder.id
+    }
+
+    def committed(stored: Stored) -> None:
+        if stored.id not in record.checkpoints:
+            record.checkpoints.append(stored.id)
+            folder.write(record)
+        after()
+
+    collector = Collector(
+        Uploader(
+            Task(
+                settings=settings,
+                job=folder.id,
+                bandwidth=bandwidth,
+                pickles=pickles,
+                ends_job=record.spec.runner != "sidecar",
+            ),
+            log=folder.path / "logs" / "uploader.log",
+            keep=(folder.lock,),
+        ),
+        spool,
+        emit=emit,
+        on_changed=on_changed,
+        on_committed=committed,
+    )
+    for capture in captures.load(spool.path):
+        known.add((capture.path, _files(capture)))
+        collector.put(capture)
+
+    def found(capture: Capture) -> None:
+        if (capture.path, _files(capture)) in known:
+            captures.discard(capture.id, spool.path)
+        else:
+            collector.put(capture)
+
+    return collector, found
+
+
+def subject(record: JobRecord) -> Subject:
+    """What captures say of this job's newest attempt."""
     attempt = record.attempts[-1]
     return Subject(
         job=record.name,

@@ -109,12 +109,19 @@ class Watcher:
         """(name, reason) of what was seen and could not be captured."""
         return [(name, reason) for (name, _), reason in self._reported.items()]
 
-    def start(self) -> None:
-        """Begins to watch. What lies in the folders already is not the job's doing unless it changes."""
+    def start(self, *, new: bool = False) -> None:
+        """Begins to watch. What lies in the folders already is not the job's doing unless it changes, or with `new`."""
         for root in self._roots:
-            self._attach(root, new=False)
+            self._attach(root, new=new)
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
+
+    def quiet(self) -> float | None:
+        """Seconds since something changed in the folders; 0 while a change is not settled, None where nothing ever was."""
+        found = [candidate for root in self._roots for candidate in list(root.candidates.values())]
+        if not found or any(candidate.dirty for candidate in found):
+            return 0.0 if found else None
+        return time.monotonic() - max(candidate.changed for candidate in found)
 
     def adopt(self) -> None:
         """For recovery: whatever lies in the folders is looked at by `finish`."""

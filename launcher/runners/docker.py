@@ -217,6 +217,9 @@ class Container:
         with contextlib.suppress(DockerException):
             self._container.kill(signal=number)
 
+    def members(self) -> list[int]:
+        return []
+
     def kill(self) -> None:
         self.signal(9)
 

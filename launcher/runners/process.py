@@ -44,6 +44,7 @@ class Process:
         """
         become_subreaper()
         self._spared = spared
+        self._grace = LEFTOVER_GRACE
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
@@ -108,14 +109,18 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def members(self) -> list[int]:
+        return descendants(self._spared())
+
     def kill(self) -> None:
-        for pid in descendants(self._spared()):
+        self._grace = 0.0
+        for pid in self.members():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def close(self) -> list[str]:
-        left = [f"{name(pid)} ({pid})" for pid in descendants(self._spared())]
-        end_tree(LEFTOVER_GRACE, self._spared)
+        left = [f"{name(pid)} ({pid})" for pid in self.members()]
+        end_tree(self._grace, self._spared)
         if self._fds:
             for pump in self._pumps:
                 pump.join(2.0)
@@ -215,6 +220,14 @@ def descendants(spared: int | None = None) -> list[int]:
                     found.append(pid)
                 break
     return found
+
+
+def described(pid: int) -> str:
+    """A process in words: name, id and state (D: in an uninterruptible wait)."""
+    state = "gone"
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        state = file.read().rpartition(")")[2].split()[0]
+    return f"{name(pid)} ({pid}, state {state})"
 
 
 def name(pid: int) -> str:
