@@ -177,7 +177,9 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
     if prepared.request:
-        return Container(checked.client, prepared.request, log=log, ranks=prepared.command.ranks)
+        return Container(
+            checked.client, prepared.request, log=log, ranks=prepared.command.ranks, secrets=prepared.handover
+        )
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,

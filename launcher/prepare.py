@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from launcher import secrets
 from launcher.checkpoint import policy
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
-from launcher.events import Emit, event
+from launcher.events import Emit, event, secret_name
 from launcher.inputs import choose, source
 from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
@@ -29,6 +29,7 @@ from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, torchrun
 from launcher.runners.accelerators import detect
+from launcher.runners.handover import Handover
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
 from launcher.store import protection
@@ -72,6 +73,8 @@ class Prepared:
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
+    handover: Handover | None = None
+    """Docker: the variables that it is not told."""
 
     @property
     def mounts(self) -> tuple[tuple[str, str], ...]:
@@ -200,9 +203,13 @@ def prepare(
     )
     if not in_container:
         return prepared
-    inside = {"HOME": "/tmp"} | defaults | env | spec.env | checked.secrets
+    hidden = {name: value for name, value in spec.env.items() if secret_name(name) and name.isidentifier()}
+    hidden |= checked.secrets
+    inside = {"HOME": "/tmp"} | defaults | env | {name: spec.env[name] for name in spec.env.keys() - hidden.keys()}
+    handover = Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None
+    prepared = dataclasses.replace(prepared, env=inside, handover=handover)
     request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
-    return dataclasses.replace(prepared, env=inside, request=request)
+    return dataclasses.replace(prepared, request=request)
 
 
 def provide(
@@ -285,6 +292,7 @@ def _container(
         network=spec.network,
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
+        secrets=prepared.handover.source if prepared.handover else "",
     )
 
 

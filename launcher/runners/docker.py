@@ -16,6 +16,8 @@ from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
 from launcher.job.logs import Times
+from launcher.runners import handover
+from launcher.runners.handover import Handover
 from launcher.runners.output import RankLogs, write_all
 from launcher.runners.running import Exit
 
@@ -66,9 +68,10 @@ def plan(
     network: str,
     shm_size: int,
     gpus: int,
+    secrets: str = "",
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only."""
+    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
@@ -77,10 +80,12 @@ def plan(
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
     binds.append({"Type": "bind", "Source": f"{folder}/logs", "Target": LOGS, "ReadOnly": False})
+    if secrets:
+        binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
     request: dict[str, Any] = {
         "image": image,
         "name": name,
-        "command": list(command),
+        "command": [*(handover.START if secrets else ()), *command],
         "entrypoint": [],
         "environment": dict(env),
         "working_dir": WORK,
@@ -127,7 +132,15 @@ class Container:
     rung = "engine"
     guarantee = "the Docker engine binds the input read-only; the job has no capabilities and cannot gain privileges"
 
-    def __init__(self, client: Any, request: dict[str, Any], *, log: Path, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        client: Any,
+        request: dict[str, Any],
+        *,
+        log: Path,
+        ranks: int = 1,
+        secrets: Handover | None = None,
+    ) -> None:
         """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
         from docker.errors import APIError, DockerException
         from docker.types import DeviceRequest, Mount
@@ -141,6 +154,9 @@ class Container:
                 DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
                 for each in request["device_requests"]
             ]
+        self._secrets = secrets
+        if secrets:
+            secrets.give()
         self._client = client
         self._container: Any = None
         self._exit: Exit | None = None
@@ -227,6 +243,8 @@ class Container:
         from docker.errors import DockerException
 
         left = []
+        if self._secrets:
+            self._secrets.take_back()
         if self._container is not None:
             if len(self._threads) > 1:
                 self._threads[0].join(5.0)
