@@ -23,7 +23,7 @@ from launcher.errors import CollectionIncomplete, UsageError
 from launcher.events import Console, Emit, JsonLines, Redactor, event, to_all
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, JobRecord, Outcome, write_atomically
+from launcher.job.record import Attempt, JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.outputs.spool import Spool
@@ -83,9 +83,8 @@ def collect(
     try:
         outcome = _collect(spec, settings, store, folder, record, stops, emit, watch, until)
         attempt.outcome, attempt.ended = outcome, time.time()
-        report.finish(store, folder, record, emit, stops)
-        if prepared:
-            write_atomically(str(source / "result.json"), msgspec.json.encode(outcome))
+        copies = [settings.result_file, str(source / "result.json") if prepared else ""]
+        report.finish(store, folder, record, emit, stops, copies=copies)
     finally:
         events.close()
         folder.close()
@@ -100,8 +99,8 @@ def _job_folder(spec: JobSpec, settings: Settings, output: Path) -> tuple[JobFol
             break
         if os.path.realpath(record.attempts[-1].output) != os.path.realpath(output):
             break
-        if not folder.take(recovery.GONE):
-            raise UsageError(what=f"Job {spec.name} is being collected already, by process {folder.owner()}.")
+        if not folder.take(folders.UPLOADER_GRACE):
+            raise UsageError(what=f"Job {spec.name} is being collected already, by {folder.holder()}.")
         return folder, record
     folder, record = JobFolder.create(settings.data_dir, spec, spec)
     record.attempts.append(Attempt(number=1, host="", pid=0, started=time.time(), output=str(output)))
@@ -129,7 +128,7 @@ def _collect(
     watcher = Watcher(
         attempt.output,
         spool.path,
-        recovery.subject(record),
+        recovery.subject(record, attempt),
         world_size=attempt.world_size,
         settle=spec.settle,
         on_capture=found,

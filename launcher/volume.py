@@ -79,7 +79,7 @@ def fill(
     store = Store.open(settings, environ)
     _make_folders(volume)
     inside = msgspec.structs.replace(settings_of(volume, settings), cache_dir=cache or str(volume / "cache"))
-    recovery.finish_earlier(spec.name, inside, store, console, cancelled=lambda: stops.asked)
+    recovery.finish_earlier(spec.name, inside, store, console, redactor, cancelled=lambda: stops.asked)
     checked = prepare.check(spec, inside, environ, store, console)
     stops.check()
     folder, record = _job_folder(spec, volume, redactor)

@@ -98,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `launcher … | head`: no traceback at exit
         code = 141
+    except Exception:  # A bug of ours must not look like a job's own code 1.
+        import traceback
+
+        click.echo(_redactor().text(f"launcher: this is a bug, please report it:\n{traceback.format_exc()}"), err=True)
+        code = LauncherError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -139,6 +139,7 @@ class Container:
         *,
         log: Path,
         ranks: int = 1,
+        rank_logs: Path | None = None,
         secrets: Handover | None = None,
     ) -> None:
         """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
@@ -164,7 +165,7 @@ class Container:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
             if ranks > 1
             else None
         )
@@ -234,6 +235,24 @@ class Container:
             self._container.kill(signal=number)
 
     def members(self) -> list[int]:
+        return []
+
+    def cpu_seconds(self) -> float | None:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        with contextlib.suppress(DockerException, RequestException, KeyError):
+            stats = self._client.api.stats(self._container.id, stream=False, one_shot=True)
+            return float(stats["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
+        return None
+
+    def waiting(self) -> list[str]:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        with contextlib.suppress(DockerException, RequestException):
+            rows = self._container.top(ps_args="-eo pid,stat,wchan:40,comm")["Processes"]
+            return [f"{name} ({pid}) in {where}, state {state[0]}" for pid, state, where, name in rows]
         return []
 
     def kill(self) -> None:

@@ -16,6 +16,7 @@ from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs import kernel
 from launcher.inputs.protection import Protection, program
 from launcher.job.logs import Times
+from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
@@ -35,6 +36,7 @@ class Process:
         protection: Protection,
         log: Path,
         ranks: int = 1,
+        rank_logs: Path | None = None,
         spared: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the child of the
@@ -71,7 +73,7 @@ class Process:
             Pump(err_reader, sys.stderr.fileno(), self._log, self._times),
         ]
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
             if ranks > 1
             else None
         )
@@ -111,6 +113,12 @@ class Process:
 
     def members(self) -> list[int]:
         return descendants(self._spared())
+
+    def cpu_seconds(self) -> float | None:
+        return stall.cpu_seconds(self.members())
+
+    def waiting(self) -> list[str]:
+        return stall.waiting(self.members())
 
     def kill(self) -> None:
         self._grace = 0.0
@@ -158,7 +166,8 @@ def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> N
 
 
 def end_job(job: str, grace: float) -> list[str]:
-    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited.
+    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited,
+    with LAUNCHER_ATTEMPT: whoever starts the launcher under an id of his own has only the first.
 
     Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
     """
@@ -169,7 +178,8 @@ def end_job(job: str, grace: float) -> list[str]:
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
+                    inherited = file.read().split(b"\0")
+                    if mark in inherited and any(each.startswith(b"LAUNCHER_ATTEMPT=") for each in inherited):
                         found.append(int(entry))
         return found
 

@@ -44,6 +44,14 @@ class Stop:
         return self.signal if self.signal in STOPS and self.signal else signal.SIGTERM
 
 
+@dataclass(frozen=True)
+class Reserve:
+    """Seconds of the grace that storing needs: for what waits `now`, and `then`, with one more checkpoint."""
+
+    now: float = 0.0
+    then: float = 0.0
+
+
 class Stops:
     """Stop requests from all sides. For the main thread; `check` from any."""
 

@@ -11,19 +11,20 @@ from collections.abc import Callable
 from launcher.events import Emit, Event, event
 from launcher.runners.process import described
 from launcher.runners.running import Exit, Running
-from launcher.runners.stopping import TICK, Stop, Stops
+from launcher.runners.stopping import TICK, Reserve, Stop, Stops
 from launcher.text import duration
 
 _DYING = 2.0
 """Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
 
 
-def supervise(running: Running, stops: Stops, *, reserve: Callable[[], float] = lambda: 0.0, emit: Emit) -> Exit:
+def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] = Reserve, emit: Emit) -> Exit:
     """Returns how the job ended, at the latest 2 seconds after it was killed.
 
-    A stop request is told to the job by the stop file, then by a signal. It has the grace without `reserve`, the seconds that
-    storing needs: what it was told at first, and more where storing turns out to need less. At the end of that, or when
-    SIGTERM, SIGINT or SIGHUP come again, it is killed. Other signals are passed on as they are.
+    A stop request is told to the job by the stop file, then by a signal. What it is promised is the grace without what storing
+    needs when it has saved once more. It is killed when less is left than storing needs for what waits: as long as nothing
+    does, killing it would only lose what it is saving. It is killed at once when SIGTERM, SIGINT or SIGHUP come again. Other
+    signals are passed on as they are.
     """
     poll = select.poll()
     poll.register(running.fd, select.POLLIN)
@@ -34,14 +35,14 @@ def supervise(running: Running, stops: Stops, *, reserve: Callable[[], float] = 
             running.signal(number)
         now = time.monotonic()
         if stops.request and not promised:
-            seconds = max(stops.left - reserve(), 0.0)
+            seconds = max(stops.left - reserve().then, 0.0)
             promised = now + seconds
             stops.tell(seconds)
             running.signal(stops.request.told)
             emit(_asked(stops.request, seconds, max(stops.left - seconds, 0.0)))
         if (ended := running.poll()) is not None:
             return dataclasses.replace(ended, killed=killed > 0)
-        rest = max(promised - now, stops.left - reserve())
+        rest = max(promised - now, stops.left - reserve().now)
         if rest <= 0 or stops.insisted:
             if not killed:
                 killed = now

@@ -162,9 +162,14 @@ def test_one_attempt_of_several(launcher: Launcher, tmp_path: Path) -> None:
         assert last == text[-4:]
     with pytest.raises(KeyError):
         logs.span(attempts, 4)
-    launcher("training", "run", "j", "--", "echo", "it")
-    assert launcher("training", "logs", "j", "--attempt", "1") == "it\n"
-    assert "no attempt 2; there is 1" in launcher("training", "logs", "j", "--attempt", "2", code=66)
+    script = 'echo "it is $LAUNCHER_ATTEMPT"; test $LAUNCHER_ATTEMPT = 3 || exit 3'
+    launcher("training", "run", "j", "--max-restarts", "5", "--retry-on", "3", "--", "sh", "-c", script)
+    for number in ("1", "2", "3"):
+        text = launcher("training", "logs", "j", "--attempt", number)
+        assert f"it is {number}\n" in text and text.count("it is") == 1
+    every = launcher("training", "logs", "j")
+    assert [line[-1] for line in every.splitlines() if line.startswith("it is")] == ["1", "2", "3"]
+    assert "no attempt 4; there is 1, 2, 3" in launcher("training", "logs", "j", "--attempt", "4", code=66)
 
 
 def test_a_log_that_grows_is_read_as_it_grows(tmp_path: Path) -> None:

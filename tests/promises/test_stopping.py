@@ -80,3 +80,27 @@ def test_every_rank_is_told_once_and_saves_though_others_have_ended(
     result = launcher.result("stopped")
     assert result["stopped"] and result["origin"] == "job" and "It ended in time" in result["cause"]
     print(f"{number.name}: exit {process.returncode}; {result['cause']}")
+
+
+RECIPES = [
+    ("trainer", 1, "transformers-trainer"),
+    ("lightning_module", 1, "lightning"),
+    ("accelerate_loop", 2, "accelerate"),
+    ("handler", 1, "torch-save"),
+    ("stop_file", 1, "torch-save"),
+]
+
+
+@pytest.mark.parametrize(("script", "accels", "library"), RECIPES, ids=[each[0] for each in RECIPES])
+def test_every_recipe_of_the_documentation_saves(launcher: Launcher, script: str, accels: int, library: str) -> None:
+    """Real libraries, as docs/stopping.md says."""
+    process = launcher.start(
+        "training", "run", "recipe", "--accels", str(accels), "--grace", "2m", "--", f"examples/stopping/{script}.py"
+    )
+    seen = until(process, "training")
+    process.send_signal(signal.SIGTERM)
+    output = seen + finish(process)
+    assert process.returncode == 143, output
+    found = launcher.json("training", "checkpoints", "recipe")
+    assert [each["status"]["format"] for each in found] == [library], output
+    print(script, [each["metadata"]["name"] for each in found], launcher.result("recipe")["cause"])
