@@ -64,6 +64,7 @@ def begin(job: Job, *, earlier: int) -> Attempt:
         number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device
     )
     record.attempts.append(attempt)
+    job.health.phase = "prepare"
     log = job.folder.path / "logs" / "job.log"
     attempt.log_start = log.stat().st_size if log.exists() else 0
     if number > 1:

@@ -17,7 +17,7 @@ from launcher import secrets
 from launcher.checkpoint import policy
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event, secret_name
-from launcher.inputs import choose, source
+from launcher.inputs import choose, mentions, source
 from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
 from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, library_caches, probe
@@ -113,6 +113,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
+    mentions.check(spec.command, chosen, _input_dir(spec, settings, environ), here=spec.runner != "docker")
     going_on = [] if spec.resume in RESUME else choose.choose((spec.resume,), store, settings, environ)
     for each in (*chosen, *going_on):
         findings = choose.findings(each, store, settings)
@@ -325,6 +326,14 @@ def give(root: str | Path, uid: int, gid: int) -> None:
     for parent, folders, files in os.walk(root):
         for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
             os.chown(name, uid, gid, follow_symlinks=False)
+
+
+def _input_dir(spec: JobSpec, settings: Settings, environ: Mapping[str, str]) -> str:
+    """The input directory as far as it is known before the job has a folder; empty where it will lie there."""
+    if spec.runner == "docker":
+        return docker.INPUT
+    given = environ.get("FLEXAI_INPUT_CHECKPOINT_DIR", "") or docker.INPUT if spec.runner == "entrypoint" else ""
+    return os.path.abspath(settings.input_dir or given) if settings.input_dir or given else ""
 
 
 def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str, dict[str, str]]:
