@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
+from launcher.inputs import mentions
 from launcher.job.logs import Times
 from launcher.runners import handover
 from launcher.runners.handover import Handover
 from launcher.runners.output import RankLogs, write_all
 from launcher.runners.running import Exit
 
-INPUT = "/input-checkpoint"
+INPUT = mentions.CONTRACT
 OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
