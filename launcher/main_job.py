@@ -13,6 +13,7 @@ from launcher.attempt import Job
 from launcher.errors import LauncherError
 from launcher.events import Console, JsonLines, Redactor, to_all
 from launcher.health import Health
+from launcher.inputs import refused
 from launcher.inputs.cache import leases
 from launcher.job import folder as folders
 from launcher.job import restarts
@@ -196,6 +197,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     if not collector.stored and not pending and not resumed and spec.runner != "docker":
         ours = (settings.data_dir, settings.cache_dir, prepared.output)
         if hint := elsewhere.look(prepared.work_dir, spec.name, since=started, ignore=ours):
+            emit(hint)
+    if ended.code and prepared.mounts and not spec.input_writable:
+        if hint := refused.look(evidence.log, attempt.log_start, [target for _, target in prepared.mounts]):
             emit(hint)
     changed = attempts.verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)
