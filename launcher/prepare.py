@@ -27,7 +27,7 @@ from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
-from launcher.runners import docker, torchrun
+from launcher.runners import docker, identity, torchrun
 from launcher.runners.accelerators import detect
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
@@ -165,7 +165,7 @@ def prepare(
         log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
     )
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
+    whole = {"PYTHONUNBUFFERED": "1"} | inherited | identity.lacking(inherited) | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,

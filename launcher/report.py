@@ -149,13 +149,19 @@ def skipped(reported: list[tuple[str, str]], salvage: list[tuple[str, Judgement]
 
 
 def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
-    """Makes the caller the owner of what a container's user wrote."""
-    if spec.runner != "docker" or os.geteuid() != 0:
+    """Makes sure that outputs belong to somebody who can remove them: where root starts a container, to root and not to the
+    container's user; where root is in one, to the owner of the folder that was mounted as its output directory."""
+    if os.geteuid() != 0:
+        return
+    status = os.stat(output)
+    owner = (0, os.getegid()) if spec.runner == "docker" else (status.st_uid, status.st_gid)
+    if spec.runner != "docker" and owner[0] == 0:
         return
     for root in (output, str(folder.path / "logs")):
         for parent, folders, files in os.walk(root):
             for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
-                os.chown(name, os.geteuid(), os.getegid(), follow_symlinks=False)
+                with contextlib.suppress(OSError):  # Gone, or this root has no CAP_CHOWN.
+                    os.chown(name, *owner, follow_symlinks=False)
 
 
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
