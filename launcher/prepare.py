@@ -165,7 +165,9 @@ def prepare(
         log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
     )
     inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    whole = {"PYTHONUNBUFFERED": "1"} | inherited | identity.lacking(inherited) | env | spec.env
+    if spec.runner == "entrypoint":
+        inherited |= identity.lacking(inherited, input_dir, folder.path / "tmp")
+    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,

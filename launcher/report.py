@@ -211,7 +211,7 @@ def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> No
         write_atomically(str(folder.path / "result.json"), msgspec.json.encode(result))
     except OSError as error:
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
-    emit(event("job-ended", closing(store, folder, record), "info" if result.code == 0 else "error", code=result.code))
+    emit(event("job-ended", closing(store, record), "info" if result.code == 0 else "error", code=result.code))
     _termination_message(result)
     try:
         prefix = layout.job(record.id)
@@ -224,7 +224,7 @@ def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> No
         emit(event("record-pending", f"The job's record is only on this machine: {error}", "warning"))
 
 
-def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
+def closing(store: Store, record: JobRecord) -> str:
     """The block that a person reads at the end."""
     attempt = record.attempts[-1]
     result = attempt.outcome
@@ -249,7 +249,7 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
     if any(each["kind"] == "salvage" for each in record.skipped):
-        lines.append(f"What is incomplete is kept in {folder.path}/output-checkpoint")
+        lines.append(f"What is incomplete is kept in {attempt.output}")
     if result.hint:
         lines.append(result.hint)
     elif rows:

@@ -103,7 +103,7 @@ def fill(
         )
         folder.owe()
         folder.write(record)
-        _write_variables(volume, folder, record, settings)
+        _write_variables(volume, record, settings, alone=len(provided) == 1)
         text = f"{volume} is ready for job {record.name} ({record.id})"
         emit(event("volume-ready", text, inputs=[each.path for each in record.attempts[-1].inputs]))
     finally:
@@ -196,7 +196,7 @@ def _input(provided: Provided, name: str, redactor: Redactor) -> InputRecord:
     )
 
 
-def _write_variables(volume: Path, folder: JobFolder, record: JobRecord, settings: Settings) -> None:
+def _write_variables(volume: Path, record: JobRecord, settings: Settings, *, alone: bool) -> None:
     """For `docker run --env-file`, a shell's `.`, and whatever reads NAME=VALUE lines: names hold nothing to quote."""
     attempt = record.attempts[-1]
     inside = settings.input_dir or docker.INPUT
@@ -204,10 +204,10 @@ def _write_variables(volume: Path, folder: JobFolder, record: JobRecord, setting
         "FLEXAI_INPUT_CHECKPOINT_DIR": inside,
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": settings.output_dir or docker.OUTPUT,
         "LAUNCHER_JOB_NAME": record.name,
-        "LAUNCHER_JOB_ID": folder.id,
+        "LAUNCHER_JOB_ID": record.id,
         "LAUNCHER_ATTEMPT": str(attempt.number),
     }
-    if len({each.reference for each in attempt.inputs}) == 1:
+    if alone:
         variables["LAUNCHER_INPUT_CHECKPOINT"] = os.path.join(
             inside, os.path.relpath(attempt.inputs[0].path, docker.INPUT)
         )

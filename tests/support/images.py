@@ -26,6 +26,7 @@ def build(address: str, *words: str) -> str:
 def job_image(address: str) -> str:
     """The tag of the base image with the launcher as its entrypoint. Whoever asks first builds it; others wait."""
     tag = f"launcher-test:{_digest()}"
+    HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "job_image.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if docker(address, "image", "inspect", tag).returncode != 0:
