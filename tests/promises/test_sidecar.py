@@ -110,16 +110,12 @@ def test_the_end_of_the_job_is_noticed(launcher: Launcher, place: Path, end: str
     if end == "SIGTERM":
         process.send_signal(signal.SIGTERM)
     elif end == "file":
-        (volume / "output-checkpoint" / "of-my-own-kind").mkdir()
-        (volume / "output-checkpoint" / "of-my-own-kind" / "weights").write_bytes(b"x" * 100)
         done.write_text("0\n")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     result = json.loads((volume / "result.json").read_text())
     print(f"{end}: {result['cause']}")
-    known = ["ft/checkpoint-5", "ft/checkpoint-6"]
-    # A job that says that it ended well vouches for what no format knows.
-    assert names(launcher, "ft") == (known + ["ft/of-my-own-kind"] if end == "file" else known), output
+    assert names(launcher, "ft") == ["ft/checkpoint-5", "ft/checkpoint-6"], output
     assert result["code"] == 0
 
 
