@@ -23,20 +23,19 @@ from launcher.errors import CollectionIncomplete, UsageError
 from launcher.events import Console, Emit, JsonLines, Redactor, event, to_all
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, JobRecord, Outcome, write_atomically
+from launcher.job.record import Attempt, JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.outputs.spool import Spool
 from launcher.outputs.watcher import Watcher
 from launcher.runners.signals import Signals
+from launcher.runners.stopping import Stops
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
 from launcher.store.store import Store
 from launcher.text import duration, size
 
 _TICK = 0.2
-_LAST = 1.0
-"""Seconds of the grace that are kept for the verdict, or a tenth of it where that is less."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ def collect(
     output = volume.output(source) if prepared else source
     if not output.is_dir():
         raise UsageError(what=f"{output}: there is no such folder.")
+    stops = Stops(signals, grace=spec.grace, also=spec.stop_signals())
     store = Store.open(settings, environ)
     store.prepare()
     folder, record = _job_folder(spec, settings, output)
@@ -81,11 +81,10 @@ def collect(
     folder.write(record)
     folder.owe()
     try:
-        outcome = _collect(spec, settings, store, folder, record, signals, emit, watch, until)
+        outcome = _collect(spec, settings, store, folder, record, stops, emit, watch, until)
         attempt.outcome, attempt.ended = outcome, time.time()
-        report.finish(store, folder, record, emit)
-        if prepared:
-            write_atomically(str(source / "result.json"), msgspec.json.encode(outcome))
+        copies = [settings.result_file, str(source / "result.json") if prepared else ""]
+        report.finish(store, folder, record, emit, stops, copies=copies)
     finally:
         events.close()
         folder.close()
@@ -100,8 +99,8 @@ def _job_folder(spec: JobSpec, settings: Settings, output: Path) -> tuple[JobFol
             break
         if os.path.realpath(record.attempts[-1].output) != os.path.realpath(output):
             break
-        if not folder.take(recovery.GONE):
-            raise UsageError(what=f"Job {spec.name} is being collected already, by process {folder.owner()}.")
+        if not folder.take(folders.UPLOADER_GRACE):
+            raise UsageError(what=f"Job {spec.name} is being collected already, by {folder.holder()}.")
         return folder, record
     folder, record = JobFolder.create(settings.data_dir, spec, spec)
     record.attempts.append(Attempt(number=1, host="", pid=0, started=time.time(), output=str(output)))
@@ -114,7 +113,7 @@ def _collect(
     store: Store,
     folder: JobFolder,
     record: JobRecord,
-    signals: Signals,
+    stops: Stops,
     emit: Emit,
     watch: bool,
     until: Until,
@@ -129,7 +128,7 @@ def _collect(
     watcher = Watcher(
         attempt.output,
         spool.path,
-        recovery.subject(record),
+        recovery.subject(record, attempt),
         world_size=attempt.world_size,
         settle=spec.settle,
         on_capture=found,
@@ -140,22 +139,17 @@ def _collect(
     if watch:
         watcher.start(new=True)
         emit(event("collecting", f"Collecting job {record.name} ({record.id}) from {attempt.output}"))
-        cause, code = _wait(signals, watcher, until)
+        cause, code = _wait(stops, watcher, until)
         emit(event("job-over", f"{cause} Storing what is left", cause=cause))
-        deadline = time.monotonic() + (
-            spec.grace - min(_LAST, spec.grace / 10) if signals.stop else settings.drain_timeout
-        )
-        _until_quiet(signals, watcher, spec.settle, deadline)
+        deadline = time.monotonic() + min(settings.drain_timeout, stops.left)
+        _until_quiet(stops, watcher, spec.settle, deadline)
     else:
         watcher.adopt()
         deadline = time.monotonic() + settings.drain_timeout
     ended = time.monotonic()
     salvage = watcher.finish(unknown_counts=code == 0)
-    pending = collector.drain(
-        max(deadline - time.monotonic(), 0.0),
-        cancelled=lambda: any(report.is_stop(number) for number in signals.take()),
-    )
-    retention(at_end=True)
+    pending = collector.drain(max(deadline - time.monotonic(), 0.0), cancelled=stops.patience())
+    stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"watch": ended - started, "collect": time.monotonic() - ended}
     steps = [each.step for each in collector.stored if each.step is not None]
@@ -171,38 +165,43 @@ def _collect(
         )  # fmt: skip
         return msgspec.structs.replace(report.of_error(left), **facts)
     folder.settle()
-    report.store_outputs(store, record, attempt.output, emit)
+    stops.within(lambda: report.store_outputs(store, record, attempt.output, emit))
     return Outcome(
         code=0, origin="launcher", cause=f"{cause} Everything whole is stored.", kind="collected",
-        signal=signal.Signals(signals.stop).name if signals.stop else None, **facts,
+        signal=_signal(stops), **facts,
     )  # fmt: skip
 
 
-def _wait(signals: Signals, watcher: Watcher, until: Until) -> tuple[str, int | None]:
+def _wait(stops: Stops, watcher: Watcher, until: Until) -> tuple[str, int | None]:
     """Waits for the end of the job: how it was noticed, and the job's exit code where it is known."""
     poll = select.poll()
-    poll.register(signals.fd, select.POLLIN)
+    poll.register(stops.fd, select.POLLIN)
     while True:
-        if signals.stop:
-            return f"Stopped by {signal.Signals(signals.stop).name}.", None
+        if stops.asked and stops.request:
+            return f"Stopped by {stops.request.reason}.", None
         if until.file and os.path.exists(until.file):
             code = _number(until.file)
             return f"{until.file} is there." if code is None else f"The job ended with code {code}.", code
         quiet = watcher.quiet()
         if until.quiet and quiet is not None and quiet >= until.quiet:
             return f"Nothing was written for {duration(quiet)}.", None
-        signals.take()
+        stops.take()
         poll.poll(_TICK * 1000 if until.file or until.quiet else None)
 
 
-def _until_quiet(signals: Signals, watcher: Watcher, settle: float, deadline: float) -> None:
+def _until_quiet(stops: Stops, watcher: Watcher, settle: float, deadline: float) -> None:
     """Lets a job that is told to stop at the same moment finish its files: at most for half of what is left of the time."""
     deadline -= (deadline - time.monotonic()) / 2
-    signals.take()
+    over = stops.patience()
     while (quiet := watcher.quiet()) is not None and quiet < settle and time.monotonic() < deadline:
-        if any(report.is_stop(number) for number in signals.take()):
+        if over():
             return
         time.sleep(_TICK)
+
+
+def _signal(stops: Stops) -> str | None:
+    number = stops.request.signal if stops.request else None
+    return signal.Signals(number).name if number else None
 
 
 def _number(path: str) -> int | None:
