@@ -68,7 +68,7 @@ def test_prepare_fills_a_volume(launcher: Launcher, place: Path) -> None:
     assert sorted(path.name for path in (volume / "input-checkpoint").iterdir()) == ["again", "base"]
     for path in (volume / "input-checkpoint").rglob("*"):
         assert path.stat().st_mode & 0o777 == (0o555 if path.is_dir() else 0o444), path
-    assert (volume / "output-checkpoint").stat().st_mode & 0o7777 == 0o1777
+    assert (volume / "output-checkpoint").stat().st_mode & 0o7777 == 0o777
     variables = dict(line.split("=", 1) for line in (volume / "launcher.env").read_text().splitlines())
     assert variables["FLEXAI_INPUT_CHECKPOINT_DIR"] == "/input-checkpoint"
     assert variables["FLEXAI_OUTPUT_CHECKPOINT_DIR"] == "/output-checkpoint"
@@ -80,6 +80,31 @@ def test_prepare_fills_a_volume(launcher: Launcher, place: Path) -> None:
     assert again["LAUNCHER_INPUT_CHECKPOINT"] == "/input-checkpoint/base"
     assert "belongs to the job 'ft'" in launcher("prepare", "--into", volume, "--name", "other", code=64)
     assert "No checkpoint 'nothing'" in launcher("prepare", "--into", place / "v", "-C", "nothing", code=66)
+
+
+@pytest.mark.parametrize("where", ["the same volume", "another volume"])
+def test_the_next_attempt_goes_on_from_the_newest_checkpoint(launcher: Launcher, place: Path, where: str) -> None:
+    launcher.env["LAUNCHER_JOB_ID"] = "pod-7"
+    volume = place / "volume"
+    launcher("prepare", "--into", volume, "--name", "ft", "-C", "base")
+    for step in (1, 2):
+        write(volume / "output-checkpoint", step)
+        (volume / "output-checkpoint" / f"checkpoint-{step}" / "optimizer.json").write_text("{}")
+    launcher("collect", volume)
+    if where == "another volume":
+        volume = place / "other"
+    print(launcher("prepare", "--into", volume, "--name", "ft", "-C", "base"))
+    variables = dict(line.split("=", 1) for line in (volume / "launcher.env").read_text().splitlines())
+    assert variables["LAUNCHER_JOB_ID"] == "pod-7" and variables["LAUNCHER_ATTEMPT"] == "2"
+    assert variables["LAUNCHER_RESUME_CHECKPOINT"] == "/output-checkpoint/checkpoint-2"
+    restored = volume / "output-checkpoint" / "checkpoint-2"
+    assert {path.stat().st_mode & 0o777 for path in restored.iterdir()} == {0o666}
+    assert restored.stat().st_mode & 0o777 == 0o777
+    launcher("collect", volume)  # which does not store it again
+    found = launcher.json("checkpoint", "list")
+    assert sorted((each["metadata"]["name"], each["metadata"]["version"]) for each in found) == [
+        ("base", 1), ("ft/checkpoint-1", 1), ("ft/checkpoint-2", 1),
+    ]  # fmt: skip
 
 
 def test_collect_once(launcher: Launcher, tmp_path: Path) -> None:
