@@ -82,6 +82,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """The output directory on this machine."""
     watch: list[str] = []
     """Further folders that are watched."""
+    log_start: int = 0
+    """Where its output begins in the job's log: bytes."""
     world_size: int | None = None
     """Processes that write, where known."""
     resumed: str = ""
