@@ -14,7 +14,6 @@ Two that went on from the same checkpoint prove nothing about the job: the next 
 
 from __future__ import annotations
 
-import random
 import re
 import typing
 from collections.abc import Sequence
@@ -55,6 +54,8 @@ def decide(spec: JobSpec, attempts: Sequence[Attempt]) -> Restart | None:
     if not reason:
         return None
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(restarts, 16))
+    import random
+
     chance = random.Random(f"{attempts[-1].host} {attempts[-1].started}").random()
     return Restart(f"{reason} (restart {restarts + 1} of {spec.max_restarts})", wait * (1 - chance / 2))
 
