@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
+from launcher.cli.logs import logs
 from launcher.cli.retry import retry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -192,39 +192,6 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 
     plain = msgspec.to_builtins(content)
     click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
-
-
-@click.command()
-@click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Stay until the job ends.")
-@click.option("--rank", type=int, help="Only the output of this rank.")
-@click.pass_context
-def logs(ctx: click.Context, name: str, follow: bool, rank: int | None) -> None:
-    """Prints a job's output, as it came; also while it runs."""
-    from launcher.errors import NotFoundError
-    from launcher.job.folder import JobFolder
-
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    paths = [folder.path / "logs" / "job.log"]
-    if rank is not None:
-        found = sorted((folder.path / "logs").glob(f"*/attempt_*/{rank}/*.log"))
-        paths = [path for path in found if path.name in ("stdout.log", "stderr.log")]
-        if not paths:
-            if rank == 0:
-                paths = [folder.path / "logs" / "job.log"]
-            else:
-                raise NotFoundError(what=f"Job {name} has no log of rank {rank}.")
-    out = sys.stdout.buffer
-    for path in paths:
-        with open(path, "rb") as file:
-            while True:
-                running = follow and folder.running()
-                while data := file.read(1 << 16):
-                    out.write(data)
-                out.flush()
-                if not running:
-                    break
-                time.sleep(0.2)
 
 
 @click.command()
