@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.errors import InputChanged
+from launcher.errors import CheckpointNotFound, InputChanged
 from launcher.events import Emit, Redactor, event
 from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
+from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.restarts import Restart
@@ -52,6 +54,24 @@ class Job:
     health: Health
     redactor: Redactor
     emit: Emit
+
+
+def same_inputs(job: Job) -> Job:
+    """A job that is started again gets the inputs that it had, whatever their names mean by now."""
+    had = {each.reference: each.checkpoint for attempt in job.record.attempts for each in attempt.inputs}
+    chosen = []
+    for each in job.checked.chosen:
+        identifier, named = had.get(job.redactor.text(each.text)), each.manifest
+        if identifier and named and named.id != identifier:
+            selection = Selection(job.spec.include, job.spec.exclude, job.spec.only)
+            try:
+                (found,) = choose.choose((identifier,), job.store, job.settings, job.environ, selection)
+                each = dataclasses.replace(found, text=each.text, names=each.names)
+            except CheckpointNotFound:
+                text = f"Input {each.text} was {identifier}, which was deleted: {named.id} is taken"
+                job.emit(event("input-changed", text, "warning"))
+        chosen.append(each)
+    return dataclasses.replace(job, checked=dataclasses.replace(job.checked, chosen=tuple(chosen)))
 
 
 def begin(job: Job, *, earlier: int) -> Attempt:
