@@ -64,10 +64,13 @@ def begin(job: Job, *, earlier: int) -> Attempt:
         number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device
     )
     record.attempts.append(attempt)
+    job.health.phase = "prepare"
+    log = job.folder.path / "logs" / "job.log"
+    attempt.log_start = log.stat().st_size if log.exists() else 0
     if number > 1:
         job.emit(event("attempt-started", f"Job {record.name}: attempt {number}", attempt=number, id=record.id))
-        with open(job.folder.path / "logs" / "job.log", "ab", buffering=0) as log:
-            log.write(f"launcher: attempt {number}\n".encode())
+        with open(log, "ab", buffering=0) as file:
+            file.write(f"launcher: attempt {number}\n".encode())
     return attempt
 
 
@@ -76,8 +79,9 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
     log = folder.path / "logs" / "job.log"
     if prepared.request:
         return Container(
-            checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs
-        )
+            checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs,
+            secrets=prepared.handover,
+        )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, spared=lambda: uploader.pid,

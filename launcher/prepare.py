@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from launcher import secrets
 from launcher.checkpoint import policy
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
-from launcher.events import Emit, event
-from launcher.inputs import choose, source
+from launcher.events import Emit, event, secret_name
+from launcher.inputs import choose, mentions, source
 from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
 from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, library_caches, probe
@@ -29,6 +29,7 @@ from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, identity, torchrun
 from launcher.runners.accelerators import detect
+from launcher.runners.handover import Handover
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
 from launcher.store import protection
@@ -75,6 +76,8 @@ class Prepared:
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
+    handover: Handover | None = None
+    """Docker: the variables that it is not told."""
 
     @property
     def verdict(self) -> Path:
@@ -110,6 +113,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
+    mentions.check(spec.command, chosen, _input_dir(spec, settings, environ), here=spec.runner != "docker")
     going_on = [] if spec.resume in RESUME else choose.choose((spec.resume,), store, settings, environ)
     for each in (*chosen, *going_on):
         findings = choose.findings(each, store, settings)
@@ -177,6 +181,8 @@ def prepare(
         hide=tuple(sorted(hide)),
         caches=() if in_container else library_caches(whole, cache.folder),
     )
+    hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
+    hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
     held: list[Held] = [each.lease for each in provided if each.lease]
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
@@ -186,7 +192,7 @@ def prepare(
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     prepared = Prepared(
         command=_command(spec, checked, folder.path / "logs"),
-        env=whole | checked.secrets,
+        env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
         protection=shield,
@@ -197,6 +203,7 @@ def prepare(
         logs=folder.path / "logs",
         stop_file=stop_file,
         leases=tuple(held),
+        handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
     )
     return of_attempt(prepared, spec, checked, folder, 1)
 
@@ -313,6 +320,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         network=spec.network,
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
+        secrets=prepared.handover.source if prepared.handover else "",
     )
 
 
@@ -321,6 +329,14 @@ def give(root: str | Path, uid: int, gid: int) -> None:
     for parent, folders, files in os.walk(root):
         for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
             os.chown(name, uid, gid, follow_symlinks=False)
+
+
+def _input_dir(spec: JobSpec, settings: Settings, environ: Mapping[str, str]) -> str:
+    """The input directory as far as it is known before the job has a folder; empty where it will lie there."""
+    if spec.runner == "docker":
+        return docker.INPUT
+    given = environ.get("FLEXAI_INPUT_CHECKPOINT_DIR", "") or docker.INPUT if spec.runner == "entrypoint" else ""
+    return os.path.abspath(settings.input_dir or given) if settings.input_dir or given else ""
 
 
 def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str, dict[str, str]]:

@@ -223,6 +223,8 @@ def _check(spec: JobSpec) -> list[str]:
         for key in keys:
             if not key or "=" in key or "\0" in key:
                 mistakes.append(f"{flag}: {key!r} is no name of a variable")
+            elif spec.runner == "docker" and flag == "--secret" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                mistakes.append(f"--secret: the image's shell sets it, and {key!r} is no name of a variable for that")
     mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
     return mistakes
 

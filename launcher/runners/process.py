@@ -15,6 +15,7 @@ from pathlib import Path
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs import kernel
 from launcher.inputs.protection import Protection, program
+from launcher.job.logs import Times
 from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
@@ -48,6 +49,7 @@ class Process:
         self._grace = LEFTOVER_GRACE
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._times = Times(log)
         out_reader, out_writer = os.pipe()
         err_reader, err_writer = os.pipe()
         self._fds = [out_reader, err_reader, self._log]
@@ -67,11 +69,11 @@ class Process:
         self.pid = self._process.pid
         self._exit: Exit | None = None
         self._pumps = [
-            Pump(out_reader, sys.stdout.fileno(), self._log),
-            Pump(err_reader, sys.stderr.fileno(), self._log),
+            Pump(out_reader, sys.stdout.fileno(), self._log, self._times),
+            Pump(err_reader, sys.stderr.fileno(), self._log, self._times),
         ]
         self._ranks = (
-            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log)
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
             if ranks > 1
             else None
         )
@@ -136,6 +138,7 @@ class Process:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             self._fds = []
+            self._times.close()
         return left
 
 
@@ -227,14 +230,6 @@ def descendants(spared: int | None = None) -> list[int]:
                     found.append(pid)
                 break
     return found
-
-
-def described(pid: int) -> str:
-    """A process in words: name, id and state (D: in an uninterruptible wait)."""
-    state = "gone"
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        state = file.read().rpartition(")")[2].split()[0]
-    return f"{name(pid)} ({pid}, state {state})"
 
 
 def name(pid: int) -> str:

@@ -178,6 +178,27 @@ def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, job_image:
         run(docker, "rm", "--force", "reaper")
 
 
+def test_the_entrypoint_tells_of_the_kernels_kill_for_memory(docker: Launcher, job_image: str, tmp_path: Path) -> None:
+    """A limit of the container: the launcher lives on in it and says what happened, also where Kubernetes looks."""
+    from tests.promises.test_verdict import failing_script
+
+    said = tmp_path / "termination-log"
+    said.write_text("")
+    said.chmod(0o666)
+    failing_script(tmp_path)
+    done = run(
+        docker, "run", "--rm", "--memory", "600m", "--memory-swap", "600m", "-v", f"{tmp_path}:/job:ro", "-w", "/job",
+        "-v", f"{said}:/dev/termination-log", "-e", "LAUNCHER_DEVICE=cpu", "-e", "LAUNCHER_ACCELS=2", "-e", "HOME=/tmp",
+        "--user", "0", job_image, "fail.py", "memory", "1", timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 137, done.stdout + done.stderr
+    words = said.read_text().splitlines()
+    assert words[0].startswith(
+        "exit code 137 (job, oom, not retryable): The kernel killed the job for memory (1 process; the "
+    )
+    assert "limit of its cgroup is 600.0 MiB) (rank 1 first)." in words[0] and "LAUNCHER_JOB_ID=" in words[-1]
+
+
 def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, job_image: str) -> None:
     """SIGTERM at 0 to 400 ms after the start: each container ends at once, none runs on until the kill."""
     for milliseconds in (0, 20, 50, 100, 200, 300, 400):
