@@ -218,9 +218,11 @@ def test_an_init_container_an_unmodified_image_and_a_sidecar(
     ours, theirs = users
     launcher("collect", _empty(place / "nothing"), "--name", "warm-up")
     subprocess.run(["chmod", "-R", "a+rwX", launcher.home], check=True)
+    hardened = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     launcher_words = [
-        "--user", ours, "--network", "none", "--volume", f"{volume}:/volume", "--volume", f"{launcher.home}/data/store:/store",
-        "--env", "LAUNCHER_STORE=/store", "--entrypoint", "/opt/launcher/bin/launcher", job_image,
+        *(hardened if ours != "0" else []), "--user", ours, "--network", "none", "--volume", f"{volume}:/volume",
+        "--volume", f"{launcher.home}/data/store:/store", "--env", "LAUNCHER_STORE=/store",
+        "--entrypoint", "/opt/launcher/bin/launcher", job_image,
     ]  # fmt: skip
     done = images.docker(
         engine, "run", "--rm", *launcher_words, "prepare", "--into", "/volume", "--name", "ft", "-C", "base"
