@@ -30,7 +30,7 @@ from launcher.restoring import Output, Resumed
 from launcher.runners.signals import Signals
 from launcher.runners.stall import Watched
 from launcher.runners.stopping import Stops
-from launcher.runners.supervisor import supervise
+from launcher.runners.supervisor import close, supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
 from launcher.store.store import Store
@@ -184,11 +184,13 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     ended = supervise(
         running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
-    left = running.close()
+    ended, left = close(running, ended)
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
+    over = stops.patience()
+    backlog.announce(collector.stored, collector.held, stops.left, emit)
+    pending = collector.drain(settings.drain_timeout, cancelled=over)
     stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}

@@ -27,7 +27,7 @@ from launcher.job.folder import JobFolder
 from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
-from launcher.runners import docker, torchrun
+from launcher.runners import docker, identity, torchrun
 from launcher.runners.accelerators import detect
 from launcher.runners.handover import Handover
 from launcher.runners.torchrun import CommandLine
@@ -169,7 +169,10 @@ def prepare(
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
-    whole = defaults | ({"HOME": "/tmp"} if in_container else dict(environ)) | env | spec.env
+    inherited = {"HOME": "/tmp"} if in_container else dict(environ)
+    if spec.runner == "entrypoint":
+        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp")
+    whole = defaults | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,

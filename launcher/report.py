@@ -180,11 +180,17 @@ def skipped(reported: list[tuple[str, str]], salvage: list[tuple[str, Judgement]
 
 
 def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
-    """Makes the caller the owner of what a container's user wrote."""
-    if spec.runner != "docker" or os.geteuid() != 0:
+    """Makes sure that outputs belong to somebody who can remove them: where root starts a container, to root and not to the
+    container's user; where root is in one, to the owner of the folder that was mounted as its output directory."""
+    if os.geteuid() != 0:
         return
-    for root in (output, folder.path / "logs"):
-        give(root, os.geteuid(), os.getegid())
+    status = os.stat(output)
+    owner = (0, os.getegid()) if spec.runner == "docker" else (status.st_uid, status.st_gid)
+    if spec.runner != "docker" and owner[0] == 0:
+        return
+    with contextlib.suppress(PermissionError):  # This root has no CAP_CHOWN.
+        for root in (output, folder.path / "logs"):
+            give(root, *owner)
 
 
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
@@ -238,7 +244,7 @@ def finish(
         results.write(results.of_job(record), str(folder.path / "result.json"), *copies)
     except OSError as error:
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
-    emit(event("job-ended", closing(store, folder, record), "info" if result.code == 0 else "error", code=result.code))
+    emit(event("job-ended", closing(store, record), "info" if result.code == 0 else "error", code=result.code))
     if not stops.within(lambda: _store(store, folder, record, emit), to_the_end=True):
         emit(event("record-pending", "The job's record is only on this machine: there was no more time", "warning"))
 
@@ -255,7 +261,7 @@ def _store(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> No
         emit(event("record-pending", f"The job's record is only on this machine: {error}", "warning"))
 
 
-def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
+def closing(store: Store, record: JobRecord) -> str:
     """The block that a person reads at the end."""
     attempt = record.attempts[-1]
     result = attempt.outcome
@@ -280,7 +286,7 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
     if any(each["kind"] == "salvage" for each in record.skipped):
-        lines.append(f"What is incomplete is kept in {folder.path}/output-checkpoint")
+        lines.append(f"What is incomplete is kept in {attempt.output}")
     if result.hint:
         lines.append(result.hint)
     if result.code:

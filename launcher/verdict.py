@@ -183,7 +183,9 @@ def _cause(failure: Failure, code: int, number: int | None, words: LastWords, en
         return f"The job raised {words.summary}" + (f" and {end}" if number else "")
     if failure == "signal" and number == signal.SIGKILL:
         return f"The job {end}, not by the launcher: who sent it is not known"
-    thrown = failure == "signal" and words.message and not words.message.startswith("Fatal Python error")
+    thrown = words.traceback.startswith("terminate called after throwing")
+    if failure == "exit" and words.summary:
+        return f"The job {end}; its last line: {words.summary}"
     return f"The job {end}: {words.summary}" if thrown else f"The job {end}"
 
 

@@ -12,6 +12,7 @@ import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
 from launcher.cli.logs import logs
+from launcher.cli.retry import retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -141,7 +142,7 @@ def _run_command(kind: str) -> click.Command:
 def _group(name: str, kind: str, text: str) -> click.Group:
     group = click.Group(name, help=text)
     group.add_command(_run_command(kind))
-    for command in (list_jobs, inspect, logs, stop, checkpoints, delete):
+    for command in (list_jobs, inspect, logs, stop, retry, checkpoints, delete):
         group.add_command(command)
     return group
 
@@ -209,6 +210,8 @@ def stop(ctx: click.Context, name: str, wait: str) -> None:
         raise UsageError(what=f"--wait: {error}.") from error
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     pid = folder.owner()
+    if pid is None and folder.running():
+        raise UsageError(what=f"Job {name} is run by {folder.holder()}.", hint="Stop it there.")
     if pid is None:
         click.echo(f"Job {name} is not running.", err=True)
         return
@@ -240,7 +243,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
             JobFolder.find(current(ctx)[0].data_dir, name)
         except JobNotFound as error:
             raise error from None
-    newest = max((each.manifest.origin.job for each in found if each.manifest.origin), default="")
+    newest = next((each.manifest.origin.job for each in reversed(found) if each.manifest.origin), "")
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:

@@ -6,6 +6,7 @@ exits, is killed, is late, never comes), those of NCCL are from its documentatio
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -45,6 +46,7 @@ _CHAIN = re.compile(r"^(?:During handling of the above exception|The above excep
 _FATAL = re.compile(r"^Fatal Python error: ")
 _CURRENT = re.compile(r"^Current thread .*(?:\n[ \t].*)*", re.MULTILINE)
 _TORCHRUN = re.compile(r"^[EWI]\d{4} \d\d:|^=+$")
+_REPORT = re.compile(r"^E\d{4} .*failed \(exitcode: ")
 _AFTERWARDS = re.compile(_TORCHRUN.pattern + r"|^terminate called |^Fatal Python error: ")
 """Where a message ends for sure: torchrun's own lines and report, C++, faulthandler."""
 
@@ -55,7 +57,7 @@ class LastWords:
 
     traceback: str = ""
     message: str = ""
-    """The exception and its message, without the frames, whose lines of code can hold any word."""
+    """The exception and its message, without the frames, whose lines of code can hold any word; else the last line."""
     exception: bool = False
     """It is a Python exception that nobody caught, as far as the output tells."""
 
@@ -69,7 +71,8 @@ def last_words(output: str) -> LastWords:
     """What `output`, the end of a process's or of a whole job's output, ends with.
 
     The last Python traceback with those it came from, if little follows it; else the stack that faulthandler printed; else
-    the message of the C++ exception that ended the process. Marks of ranks are left out.
+    the message of the C++ exception that ended the process; else the last line. Marks of ranks and torchrun's own lines are left
+    out.
     """
     lines = _MARK.sub("", output.replace("\r\n", "\n")).split("\n")
     headers = [index for index, line in enumerate(lines) if _HEADER.match(line)]
@@ -93,7 +96,11 @@ def last_words(output: str) -> LastWords:
     if thrown:
         text = (rest.partition("what():")[2].strip() or rest.strip()).partition("\nException raised from ")[0]
         return LastWords(_beginning(f"{thrown}{rest.rstrip()}\n\n{stack}".rstrip(), TRACEBACK_LIMIT), text)
-    return LastWords(_beginning(stack, TRACEBACK_LIMIT), stack.partition("\n")[0])
+    if stack:
+        return LastWords(_beginning(stack, TRACEBACK_LIMIT), lines[fatal])
+    said = itertools.takewhile(lambda line: not _REPORT.match(line), lines)
+    last = next((line for line in reversed(list(said)) if line.strip() and not _TORCHRUN.match(line)), "")
+    return LastWords("", last.rstrip("\r").rpartition("\r")[2].strip())
 
 
 def memory(words: LastWords) -> Literal["host", "device"] | None:

@@ -17,7 +17,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt ended. `origin` says whose the code is: 64–78 can be a job's own."""
 
     code: int
+    """The exit code: the first failing rank's, 128+n where signal n ended it; or the launcher's own."""
     origin: Origin
+    """Whose the code is: the job's, or the launcher's."""
     cause: str
     """What happened, for people."""
     failure: Failure = ""

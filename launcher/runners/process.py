@@ -232,14 +232,6 @@ def descendants(spared: int | None = None) -> list[int]:
     return found
 
 
-def described(pid: int) -> str:
-    """A process in words: name, id and state (D: in an uninterruptible wait)."""
-    state = "gone"
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        state = file.read().rpartition(")")[2].split()[0]
-    return f"{name(pid)} ({pid}, state {state})"
-
-
 def name(pid: int) -> str:
     """The command name of a process."""
     try:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 
 from launcher.events import Emit, Event, event
-from launcher.runners.process import described
 from launcher.runners.running import Exit, Running
+from launcher.runners.stall import waiting
 from launcher.runners.stopping import TICK, Reserve, Stop, Stops
 from launcher.text import duration
 
@@ -49,9 +49,16 @@ def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] 
                 emit(_killed(again=rest > 0))
             running.kill()  # Each time round: what it starts meanwhile must end too.
             if now > killed + _DYING:
-                alive = tuple(described(pid) for pid in running.members())
-                return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, survivors=alive)
+                return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True)
         poll.poll(20 if killed else max(min(TICK, rest), 0.01) * 1000)
+
+
+def close(running: Running, ended: Exit) -> tuple[Exit, list[str]]:
+    """Ends what is left of the job (see `Running.close`). Returns how it ended, with the processes that outlived SIGKILL and
+    where each of them waits, and what could be ended, in words."""
+    left, alive = running.close(), running.members()
+    gone = [each for each in left if not any(f"({pid})" in each for pid in alive)]
+    return dataclasses.replace(ended, survivors=tuple(waiting(alive))), gone
 
 
 def _asked(request: Stop, job: float, storing: float) -> Event:

@@ -94,6 +94,11 @@ def download(
                 on_bytes(0)
     except BaseException as error:
         failures.append(error)
+    try:
+        if not failures:
+            syncing.end()
+    except OSError as error:
+        failures.append(error)
     deadline = time.monotonic() + _END
     for worker in workers:
         worker.join(max(deadline - time.monotonic(), 0))
@@ -102,7 +107,6 @@ def download(
             file.close()
     if failures:
         raise failures[0]
-    syncing.end()
     return [file.moved() for file in files]
 
 

@@ -56,6 +56,9 @@ class Figures:
     repeated: int = 0
     """Steps that were computed more than once."""
     longest_survivor: float = 0.0
+    """Seconds from a kill of the launcher to the end of the last of the job's processes."""
+    longest_uploader: float = 0.0
+    """The same for its uploader, which yields to everything (nice 19)."""
     violations: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -66,7 +69,7 @@ class Figures:
             f"{self.lives} lives, {self.starts} starts, {self.kills.total()} kills ({kills}); {self.resumed} starts went on "
             f"from a checkpoint, {self.anew} began anew, {self.put_aside} torn folders were put aside; {self.whole} checkpoints "
             f"known whole, {self.stored} stored, every byte read; {self.repeated} of {self.steps} steps computed again; "
-            f"last process gone {self.longest_survivor:.2f} s after a kill; {len(self.violations)} violations"
+            f"last process of a job gone {self.longest_survivor:.2f} s after its launcher, last uploader {self.longest_uploader:.2f} s; {len(self.violations)} violations"
         )
 
 
@@ -137,9 +140,14 @@ class Life:
         targets = ["launcher", "rank", "uploader", "all"]
         targets += ["agent"] if self._setting.writer == "trainer" else []
         target = chance.choice(["container", "launcher"] if self._setting.runner == "docker" else targets)
-        longest = {"process": 4.5, "docker": 7.0}[self._setting.runner] if self._setting.writer == "steady" else 22.0
+        if (
+            chance.random() < 0.8
+        ):  # Once the job runs; else at any time from the first moment, which is a restoring one too.
+            began = self._starts()
+            while self._starts() == began and process.poll() is None:
+                time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.0, longest))
+            process.wait(chance.uniform(0.0, 2.5 if self._setting.writer == "steady" else 12.0))
         if process.poll() is not None:
             return
         below = tree(process.pid)
@@ -165,12 +173,27 @@ class Life:
                 figures.kills[target] += 1
         if target in ("launcher", "all"):
             process.wait()
-            while any(lives(pid) for pid in below) and time.monotonic() < started + 60:
-                time.sleep(0.01)
+            gone = self._wait_for(job, started)
+            gone_too = self._wait_for(below, started)
             with figures.lock:
-                figures.longest_survivor = max(figures.longest_survivor, time.monotonic() - started)
+                figures.longest_survivor = max(figures.longest_survivor, gone)
+                figures.longest_uploader = max(figures.longest_uploader, gone_too)
             if left := [pid for pid in below if lives(pid)]:
                 self._violation(f"processes live 60 s after their launcher: {left}")
+
+    @staticmethod
+    def _wait_for(pids: list[int], started: float) -> float:
+        """Seconds from `started` until none of them lives; 60 at most."""
+        while any(lives(pid) for pid in pids) and time.monotonic() < started + 60:
+            time.sleep(0.01)
+        return time.monotonic() - started
+
+    def _starts(self) -> int:
+        """How often the training began, by its journal."""
+        try:
+            return (self._folder / "output-checkpoint" / steady_writer.JOURNAL).read_text().count("from")
+        except FileNotFoundError:
+            return 0
 
     # ── what became of it ────────────────────────────────────────────────────────────────────────────────────────
 

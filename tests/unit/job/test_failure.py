@@ -96,7 +96,8 @@ def test_an_exception_group_and_richs_box_are_tracebacks() -> None:
 
 
 def test_a_traceback_that_was_caught_long_ago_is_no_last_word() -> None:
-    assert last_words(FRAMES + "ValueError: handled\n" + "step 1 loss 0.1\n" * 2000) == failure.LastWords()
+    words = last_words(FRAMES + "ValueError: handled\n" + "step 1 loss 0.1\n" * 2000)
+    assert words == failure.LastWords("", "step 1 loss 0.1")
 
 
 def test_a_crash_tells_its_stack_and_not_an_earlier_exception() -> None:
@@ -145,4 +146,11 @@ def test_a_megabyte_of_emoji_stays_a_bounded_traceback() -> None:
 def test_nothing_is_made_of_nothing() -> None:
     for output in ("", "\n\n", "step 1\nstep 2\n", "\x00\xff" * 100, "Traceback (most recent call last):"):
         assert isinstance(last_words(output).message, str)
-    assert last_words("step 1\n") == failure.LastWords()
+    assert last_words("\n" + TORCHRUN) == failure.LastWords()
+
+
+@pytest.mark.parametrize("last", ["train.py: error: the following arguments are required: --lr", "no data, giving up"])
+def test_without_a_traceback_the_last_line_tells(last: str) -> None:
+    assert last_words(
+        f"W1127 14:45:51.2 1 torch/distributed/run.py:874] *****\nusage: train.py\n 10%|#  |\r 20%|## |\r{last}\r\n\n{TORCHRUN}"
+    ) == failure.LastWords("", last)
