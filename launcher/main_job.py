@@ -115,14 +115,12 @@ def _run(
     started = time.time()
     running = start(prepared, checked, folder, uploader)
     attempt.guarantee = running.guarantee
-    attempt.inputs = [
-        _input(each, running.rung, path, prepared, redactor)
-        for each, (_, path) in zip(prepared.mounted, prepared.mounts)
-    ]
+    attempt.inputs = _inputs(running, prepared, redactor)
     folder.write(record)
     report.started(record, emit)
     ended = supervise(running, signals, grace=spec.grace, emit=emit)
     left = running.close()
+    attempt.inputs = _inputs(running, prepared, redactor)  # Again: a lazy one may have failed.
     collecting = time.time()
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     pending = collector.drain(
@@ -154,7 +152,7 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
         return Container(checked.client, prepared.request, log=log, ranks=prepared.command.ranks)
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
-        log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
+        log=log, ranks=prepared.command.ranks, spared=lambda: [*filter(None, [uploader.pid]), *prepared.servers],
     )  # fmt: skip
 
 
@@ -186,16 +184,20 @@ def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Reda
     )
 
 
-def _input(provided: choose.Provided, rung: str, path: str, prepared: Prepared, redactor: Redactor) -> InputRecord:
-    manifest = provided.chosen.manifest
-    return InputRecord(
-        reference=redactor.text(provided.chosen.text),
-        checkpoint=manifest.id if manifest else None,
-        path=path,
-        rung=rung,
-        size=provided.chosen.size,
-        writable=bool(prepared.protection.views),
-    )
+def _inputs(running: Running, prepared: Prepared, redactor: Redactor) -> list[InputRecord]:
+    return [
+        InputRecord(
+            reference=redactor.text(each.chosen.text),
+            checkpoint=each.chosen.manifest.id if each.chosen.manifest else None,
+            path=path,
+            rung=running.rung,
+            size=each.chosen.size,
+            writable=bool(prepared.protection.views),
+            lazy=each.lazy is not None,
+            problem=redactor.text(each.lazy.problem) if each.lazy else "",
+        )
+        for each, (_, path) in zip(prepared.mounted, prepared.mounts)
+    ]
 
 
 def _redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:

@@ -54,7 +54,7 @@ def download(
     `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then made read-only
     (0444).
     """
-    files = [_File(place, each, timeout, on_bytes) for each in wanted]
+    files = [Arriving(place, each, timeout, on_bytes) for each in wanted]
     # The largest first: what is left at the end is small, and shared well.
     units = _units(sorted(files, key=lambda file: file.wanted.size, reverse=True))
     lock, failures = threading.Lock(), list[BaseException]()
@@ -93,15 +93,15 @@ def download(
     return [file.moved() for file in files]
 
 
-def _units(files: list[_File]) -> Iterator[tuple[_File, int]]:
+def _units(files: list[Arriving]) -> Iterator[tuple[Arriving, int]]:
     for file in files:
         for index in range(file.count):
             yield file, index
 
 
 @dataclass
-class _File:
-    """A destination while its units arrive, in any order and from several threads."""
+class Arriving:
+    """A destination while its units arrive, in any order and from several threads: each is asked for once at a time."""
 
     place: Readable
     wanted: Wanted
@@ -118,7 +118,10 @@ class _File:
         return max(1, -(-self.wanted.size // BLOCK))
 
     def fetch(self, index: int, buffer: memoryview) -> None:
-        """Brings one unit, verified; closes the file after its last one."""
+        """Brings one unit, verified; closes the file after its last one. `buffer`: CHUNK bytes for it alone.
+
+        Raises Damaged, Missing, StoreUnavailable, StoreError, AccessDenied, OSError, and what `on_bytes` does; then it may be
+        asked for again."""
         self._open()
         start = index * BLOCK
         length = min(BLOCK, self.wanted.size - start)
