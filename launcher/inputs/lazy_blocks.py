@@ -31,6 +31,10 @@ _HEADER_AT_THE_END = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
 """What torch.save writes: a zip archive, whose directory is its last block."""
 
 
+class Stopped(Exception):
+    """Nothing more is fetched."""
+
+
 @dataclass(eq=False)
 class Unit:
     """A block of 16 MiB, or a whole smaller file."""
@@ -40,8 +44,11 @@ class Unit:
     there: bool = False
     coming: bool = False
     urgent: bool = False
-    failure: Exception | None = None
-    """Why the last attempt failed."""
+    failures: int = 0
+    cause: str = ""
+    """Of the last failure, in words."""
+    patience: int = 0
+    """So many failures are borne by the reader who came last: an attempt that began before him does not count."""
 
 
 @dataclass
@@ -75,6 +82,7 @@ class Blocks:
         self._threads, self._unreadable, self._prefix = threads, unreadable, prefix
         self._lock = threading.Condition()
         self._current = threading.local()
+        self._stopped = False
         self._urgent = 0
         self._units: dict[str, list[Unit]] = {}
         for file in files:
@@ -85,12 +93,20 @@ class Blocks:
         self._left = len(self._queues.rest)
 
     def run(self) -> None:
-        """Returns when everything is there."""
+        """Returns when everything is there. Raises Stopped."""
         kinds = [False] * self._threads + [True] * _URGENT
         for urgent in kinds:
             threading.Thread(target=self._work, args=(urgent,), name="lazy", daemon=True).start()
         with self._lock:
-            self._lock.wait_for(lambda: not self._left)
+            self._lock.wait_for(lambda: self._stopped or not self._left)
+            if self._left:
+                raise Stopped
+
+    def stop(self) -> None:
+        """Ends the downloads. What is there can be read on; reads of anything else fail, also those that wait."""
+        with self._lock:
+            self._stopped = True
+            self._lock.notify_all()
 
     def need(self, path: str, start: int, length: int, given_up: Callable[[], bool] = lambda: False) -> None:
         """Returns when these bytes of a file are there, verified. Raises OSError: EIO where they cannot be had, EINTR where
@@ -103,10 +119,13 @@ class Blocks:
             wanted = [unit for unit in units[first : last + 1] if not unit.there]
             self._hurry(wanted, self._queues.waited_for)
             self._hurry([unit for unit in units[last + 1 : last + 1 + _AHEAD] if not unit.there], self._queues.ahead)
+            borne = {unit: unit.failures + unit.coming for unit in wanted}
+            for unit in wanted:
+                unit.patience = borne[unit]
             while not all(unit.there for unit in wanted):
-                failed = next((unit.failure for unit in wanted if unit.failure), None)
-                if failed:
-                    raise OSError(errno.EIO, str(failed))
+                failed = next((unit for unit in wanted if unit.failures > borne[unit]), None)
+                if failed or self._stopped:
+                    raise OSError(errno.EIO, failed.cause if failed else "stopped")
                 if given_up():
                     raise OSError(errno.EINTR, "interrupted")
                 self._lock.wait(_TRICKLE)
@@ -117,7 +136,6 @@ class Blocks:
                 unit.urgent = True
                 self._urgent += 1
             if not unit.coming:
-                unit.failure = None
                 queue.append(unit)
         self._lock.notify_all()
 
@@ -128,6 +146,8 @@ class Blocks:
             try:
                 unit.file.fetch(unit.index, buffer)
                 failure: Exception | None = None
+            except Stopped:
+                return
             except Exception as error:  # Whatever it is, who waits for the block is told, and the others go on.
                 failure = error
             self._done(unit, failure)
@@ -137,12 +157,12 @@ class Blocks:
         queues = self._queues
         mine = (queues.waited_for, queues.ahead) if urgent else (queues.waited_for, queues.ahead, queues.rest)
         with self._lock:
-            while self._left:
+            while self._left and not self._stopped:
                 for queue in mine:
                     while queue:
                         unit = queue.popleft()
                         if not unit.there and not unit.coming:
-                            unit.coming, unit.failure = True, None
+                            unit.coming = True
                             return unit
                 self._lock.wait()
         return None
@@ -151,21 +171,27 @@ class Blocks:
         if failure and (unit.urgent or not isinstance(failure, StoreUnavailable)):
             self._unreadable(unit.file.wanted.key.removeprefix(self._prefix), _words(failure))
         with self._lock:
-            unit.coming, unit.there, unit.failure = False, failure is None, failure
+            unit.coming, unit.there = False, failure is None
             if unit.urgent:
                 unit.urgent = False
                 self._urgent -= 1
-            if not failure:
+            if failure:
+                unit.failures, unit.cause = unit.failures + 1, _words(failure)
+                if unit.failures <= unit.patience:
+                    self._hurry([unit], self._queues.waited_for)
+                elif isinstance(failure, StoreUnavailable):
+                    self._queues.rest.append(unit)
+            else:
                 self._left -= 1
-            elif isinstance(failure, StoreUnavailable):
-                self._queues.rest.append(unit)
             self._lock.notify_all()
 
     def _came(self, count: int) -> None:
         """An OnBytes: lets the downloads go first that somebody waits for."""
         if self._urgent and not self._current.unit.urgent:
             with self._lock:
-                self._lock.wait_for(lambda: not self._urgent or self._current.unit.urgent, _TRICKLE)
+                self._lock.wait_for(lambda: self._stopped or not self._urgent or self._current.unit.urgent, _TRICKLE)
+        if self._stopped:
+            raise Stopped
 
 
 def _words(error: Exception) -> str:

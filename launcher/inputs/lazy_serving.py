@@ -2,7 +2,8 @@
 meanwhile.
 
 It has the cache's entry like any download: exclusively until the last block is there and the folder has its name, shared until
-it ends. It ends when the launcher's end of the control socket is closed and nothing is mounted any more.
+it ends. When the launcher's end of the control socket is closed it fetches nothing more, and reads of what is not there fail, so
+that nobody waits for it; it ends when nothing is mounted any more.
 
 Names, sizes and modes come from the manifest; the kernel may keep them, and what was read, for as long as it likes: nothing of
 a checkpoint ever changes. A read waits for its blocks, which are verified before a byte of them is given out.
@@ -30,7 +31,7 @@ from launcher.errors import LauncherError
 from launcher.events import Event
 from launcher.inputs.cache import NodeCache
 from launcher.inputs.lazy import Answer, Failed, Serving, Task, Unreadable, Waiting, Whole
-from launcher.inputs.lazy_blocks import Blocks
+from launcher.inputs.lazy_blocks import Blocks, Stopped
 from launcher.settings import process_environment
 from launcher.store import layout
 from launcher.store.store import Store
@@ -47,12 +48,17 @@ def main(control: int) -> None:
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
     server = _Server(task)
     threading.Thread(target=server.fetch, name="fetch", daemon=True).start()
-    ready = server.ready.get()
-    if ready:
+    tree = server.ready.get()
+    if tree:
         _say(Serving())
+        serving = []
         with socket.socket(fileno=control) as mounts:
-            while fds := socket.recv_fds(mounts, 1, 1)[1]:
-                _serve(ready, fds[0])
+            while fds := socket.recv_fds(mounts, 1, 1)[1]:  # One for each attempt of the job.
+                serving.append(threading.Thread(target=_serve, args=(tree, fds[0]), name="mount", daemon=True))
+                serving[-1].start()
+        tree.blocks.stop()
+        for mount in serving:
+            mount.join()
     os._exit(0)  # Downloads may wait for the network; what they had not finished proves nothing.
 
 
@@ -82,6 +88,8 @@ class _Server:
             _say(Whole(None if self._since is None else time.monotonic() - self._since))
         except LauncherError as error:
             _say(Failed(error.text.rstrip("."), error.hint))
+        except Stopped:
+            return
         self.ready.put(None)
 
     def _bring(self, store: Store, manifest: Manifest, folder: Path, *, threads: int, on_bytes: OnBytes) -> None:
@@ -126,7 +134,7 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
     use_ns = True
 
     def __init__(self, manifest: Manifest, folder: Path, blocks: Blocks) -> None:
-        self._blocks = blocks
+        self.blocks = blocks
         self._folder = os.open(
             folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         )  # Also after the entry got its name.
@@ -160,7 +168,7 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
         length = min(size, self._attributes[path]["st_size"] - offset)
         if length <= 0:
             return b""
-        self._blocks.need(path[1:], offset, length, _interrupted)
+        self.blocks.need(path[1:], offset, length, _interrupted)
         fd = os.open(path[1:], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder)
         try:
             return os.pread(fd, length, offset)
