@@ -21,6 +21,7 @@ from launcher.checkpoint.manifest import File
 from launcher.inputs.lazy_blocks import order
 from launcher.transfer.digest import BLOCK
 from tests.promises.test_input_read_only import USERS, public, python_for_everybody
+from tests.promises.test_input_read_only import rig as rig_of
 from tests.support.cli import Launcher
 from tests.support.fault_proxy import FaultProxy
 from tests.support.s3_server import S3Server
@@ -323,6 +324,20 @@ def test_a_killed_launcher_leaves_no_mount_and_no_process(rig: Rig, model: Path,
     assert sums(model)["model-1.safetensors"] in rig.run(
         "j", "sha256sum $LAUNCHER_INPUT_CHECKPOINT/model-1.safetensors"
     )
+
+
+def test_no_attack_changes_a_lazy_input(public: Path, s3_server: S3Server) -> None:
+    """The table of attacks that every rung meets."""
+    it = rig_of(public, "root")
+    it.launcher.env |= s3_server.env() | {"LAUNCHER_STORE": f"s3://{s3_server.new_bucket()}/p"}
+    assert it.run("checkpoint", "push", "base", "--file", str(it.model)).returncode == 0
+    it.launcher.env["LAUNCHER_INPUT_MODE"] = "lazy"
+    done, results = it.attack("bind")
+    print(f"{len(results)} attacks: {json.dumps(results)}")
+    assert [name for name, result in results.items() if result == "done"] == []
+    assert done.returncode == 0 and "arrives while it is read" in done.stderr, done.stderr
+    expected = {str(path.relative_to(it.model)): path.read_bytes() for path in it.model.rglob("*") if path.is_file()}
+    assert it.cached() == expected
 
 
 def test_what_lazy_cannot_do_is_said_before_anything_is_fetched(rig: Rig, model: Path) -> None:
