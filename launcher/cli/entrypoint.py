@@ -29,18 +29,19 @@ def entrypoint(
       ENTRYPOINT ["launcher", "entrypoint", "--"]
       CMD ["train.py", "--epochs", "3"]
     """
-    from launcher import main_job, names
+    from launcher import main_job, names, report
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
-        flags["env"] = specs.parse_env(flags.pop("env"), environ)
-        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-        spec = specs.load(
-            flags | {"name": name, "runner": "entrypoint", "command": words},
-            file=job_file,
-            environ=environ,
-            defaults={"name": names.clean(os.uname().nodename or "job")},
-        )
-        return main_job.run(spec, settings, environ, signals).code
+        with report.early(settings, environ):
+            flags["env"] = specs.parse_env(flags.pop("env"), environ)
+            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            spec = specs.load(
+                flags | {"name": name, "runner": "entrypoint", "command": words},
+                file=job_file,
+                environ=environ,
+                defaults={"name": names.clean(os.uname().nodename or "job")},
+            )
+            return main_job.run(spec, settings, environ, signals).code

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
+from launcher.cli.logs import logs
+from launcher.cli.retry import retry
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
@@ -36,7 +40,19 @@ _OPTIONS = [
     click.option(
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
-    click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--resume", metavar="HOW", help="auto, never, same-job, or a checkpoint to go on from. [auto]"),
+    click.option("--grace", metavar="TIME", help="From a stop request to the end of all, such as 90s. [30s]"),
+    click.option("--time-limit", metavar="TIME", help="Stop so that all is over by then, such as 8h. [none]"),
+    click.option(
+        "--stop-signal",
+        multiple=True,
+        type=click.Choice(["USR1", "USR2", "QUIT"]),
+        help="Asks for a stop too. May be repeated.",
+    ),
+    click.option("--max-restarts", type=int, metavar="N", help="Start it again after a failure, at most so often. [0]"),
+    click.option("--retry-on", metavar="LIST", help="Retry these exit codes and classes: 1,134,oom. [by class]"),
+    click.option("--no-retry-on", metavar="LIST", help="Don't retry these exit codes and classes: 42,hang."),
+    click.option("--stall-timeout", metavar="TIME", help="End it when it does nothing for so long. [never]"),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
@@ -49,6 +65,8 @@ _OPTIONS = [
     click.option(
         "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
     ),
+    click.option("--health-port", metavar="[HOST:]PORT", help="Serve /healthz, /readyz and /metrics here."),
+    click.option("--heartbeat", metavar="FILE", help="Write this file every 2 s while the launcher is well."),
     click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),
@@ -62,19 +80,32 @@ def job_options(command: Any) -> Any:
     return command
 
 
+def only_job_options(*names: str) -> Callable[[F], F]:
+    """Of these flags, those that one half of a job has, by the names of their parameters."""
+
+    def decorate(command: F) -> F:
+        own = len(getattr(command, "__click_params__", ()))
+        params = job_options(command).__click_params__
+        params[own:] = [each for each in params[own:] if each.name in names]
+        return command
+
+    return decorate
+
+
 def _run(
     ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]
 ) -> int:
-    from launcher import main_job
+    from launcher import main_job, report
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
-        flags["env"] = specs.parse_env(flags.pop("env"), environ)
-        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-        spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
-        return main_job.run(spec, settings, environ, signals).code
+        with report.early(settings, environ):
+            flags["env"] = specs.parse_env(flags.pop("env"), environ)
+            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+            return main_job.run(spec, settings, environ, signals).code
 
 
 def _run_command(kind: str) -> click.Command:
@@ -114,7 +145,7 @@ def _run_command(kind: str) -> click.Command:
 def _group(name: str, kind: str, text: str) -> click.Group:
     group = click.Group(name, help=text)
     group.add_command(_run_command(kind))
-    for command in (list_jobs, inspect, logs, stop, checkpoints, delete):
+    for command in (list_jobs, inspect, logs, stop, retry, checkpoints, delete):
         group.add_command(command)
     return group
 
@@ -168,39 +199,6 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Stay until the job ends.")
-@click.option("--rank", type=int, help="Only the output of this rank.")
-@click.pass_context
-def logs(ctx: click.Context, name: str, follow: bool, rank: int | None) -> None:
-    """Prints a job's output, as it came; also while it runs."""
-    from launcher.errors import NotFoundError
-    from launcher.job.folder import JobFolder
-
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    paths = [folder.path / "logs" / "job.log"]
-    if rank is not None:
-        found = sorted((folder.path / "logs").glob(f"*/attempt_*/{rank}/*.log"))
-        paths = [path for path in found if path.name in ("stdout.log", "stderr.log")]
-        if not paths:
-            if rank == 0:
-                paths = [folder.path / "logs" / "job.log"]
-            else:
-                raise NotFoundError(what=f"Job {name} has no log of rank {rank}.")
-    out = sys.stdout.buffer
-    for path in paths:
-        with open(path, "rb") as file:
-            while True:
-                running = follow and folder.running()
-                while data := file.read(1 << 16):
-                    out.write(data)
-                out.flush()
-                if not running:
-                    break
-                time.sleep(0.2)
-
-
-@click.command()
-@click.argument("name")
 @click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
 @click.pass_context
 def stop(ctx: click.Context, name: str, wait: str) -> None:
@@ -215,6 +213,8 @@ def stop(ctx: click.Context, name: str, wait: str) -> None:
         raise UsageError(what=f"--wait: {error}.") from error
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     pid = folder.owner()
+    if pid is None and folder.running():
+        raise UsageError(what=f"Job {name} is run by {folder.holder()}.", hint="Stop it there.")
     if pid is None:
         click.echo(f"Job {name} is not running.", err=True)
         return
@@ -246,7 +246,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
             JobFolder.find(current(ctx)[0].data_dir, name)
         except JobNotFound as error:
             raise error from None
-    newest = max((each.manifest.origin.job for each in found if each.manifest.origin), default="")
+    newest = next((each.manifest.origin.job for each in reversed(found) if each.manifest.origin), "")
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:

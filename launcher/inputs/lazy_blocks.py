@@ -17,8 +17,9 @@ from pathlib import Path
 from launcher.checkpoint.manifest import File
 from launcher.errors import LauncherError, StoreUnavailable
 from launcher.inputs.selection import Selection
-from launcher.transfer.bulk import Arriving, Wanted
-from launcher.transfer.digest import BLOCK, CHUNK
+from launcher.transfer.bulk import Arriving, Syncing, Wanted
+from launcher.transfer.digest import BLOCK
+from launcher.transfer.lanes import Lanes
 from launcher.transfer.object_store import Missing, Readable
 
 _AHEAD = 3
@@ -85,15 +86,16 @@ class Blocks:
         self._stopped = False
         self._urgent = 0
         self._units: dict[str, list[Unit]] = {}
+        lanes, self._syncing = Lanes(threads), Syncing()
         for file in files:
             wanted = Wanted(prefix + file.path, file.size, str(folder / file.path), file.digest, file.blocks)
-            arriving = Arriving(place, wanted, timeout, self._came)
+            arriving = Arriving(place, wanted, timeout, self._came, lanes, self._syncing)
             self._units[file.path] = [Unit(arriving, index) for index in range(arriving.count)]
         self._queues = _Queues(rest=deque(self._units[path][index] for path, index in order(files)))
         self._left = len(self._queues.rest)
 
     def run(self) -> None:
-        """Returns when everything is there. Raises Stopped."""
+        """Returns when everything is there, and on the disk. Raises Stopped, OSError."""
         kinds = [False] * self._threads + [True] * _URGENT
         for urgent in kinds:
             threading.Thread(target=self._work, args=(urgent,), name="lazy", daemon=True).start()
@@ -101,6 +103,7 @@ class Blocks:
             self._lock.wait_for(lambda: self._stopped or not self._left)
             if self._left:
                 raise Stopped
+        self._syncing.end()
 
     def stop(self) -> None:
         """Ends the downloads. What is there can be read on; reads of anything else fail, also those that wait."""
@@ -140,11 +143,10 @@ class Blocks:
         self._lock.notify_all()
 
     def _work(self, urgent: bool) -> None:
-        buffer = memoryview(bytearray(CHUNK))
         while unit := self._next(urgent):
             self._current.unit = unit
             try:
-                unit.file.fetch(unit.index, buffer)
+                unit.file.fetch(unit.index)
                 failure: Exception | None = None
             except Stopped:
                 return

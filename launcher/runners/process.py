@@ -15,6 +15,8 @@ from pathlib import Path
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs import kernel
 from launcher.inputs.protection import Protection, program
+from launcher.job.logs import Times
+from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 
@@ -34,6 +36,7 @@ class Process:
         protection: Protection,
         log: Path,
         ranks: int = 1,
+        rank_logs: Path | None = None,
         spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
         """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the children of the
@@ -43,8 +46,10 @@ class Process:
         """
         become_subreaper()
         self._spared = spared
+        self._grace = LEFTOVER_GRACE
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._times = Times(log)
         out_reader, out_writer = os.pipe()
         err_reader, err_writer = os.pipe()
         self._fds = [out_reader, err_reader, self._log]
@@ -64,11 +69,13 @@ class Process:
         self.pid = self._process.pid
         self._exit: Exit | None = None
         self._pumps = [
-            Pump(out_reader, sys.stdout.fileno(), self._log),
-            Pump(err_reader, sys.stderr.fileno(), self._log),
+            Pump(out_reader, sys.stdout.fileno(), self._log, self._times),
+            Pump(err_reader, sys.stderr.fileno(), self._log, self._times),
         ]
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
+            if ranks > 1
+            else None
         )
         self.fd = os.pidfd_open(self.pid)
         with os.fdopen(report_reader, "rb") as file:
@@ -104,14 +111,24 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def members(self) -> list[int]:
+        return descendants(self._spared())
+
+    def cpu_seconds(self) -> float | None:
+        return stall.cpu_seconds(self.members())
+
+    def waiting(self) -> list[str]:
+        return stall.waiting(self.members())
+
     def kill(self) -> None:
-        for pid in descendants(self._spared()):
+        self._grace = 0.0
+        for pid in self.members():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def close(self) -> list[str]:
-        left = [f"{name(pid)} ({pid})" for pid in descendants(self._spared())]
-        end_tree(LEFTOVER_GRACE, self._spared)
+        left = [f"{name(pid)} ({pid})" for pid in self.members()]
+        end_tree(self._grace, self._spared)
         if self._fds:
             for pump in self._pumps:
                 pump.join(2.0)
@@ -121,6 +138,7 @@ class Process:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             self._fds = []
+            self._times.close()
         return left
 
 
@@ -148,7 +166,8 @@ def end_tree(grace: float, spared: Callable[[], Collection[int]] = tuple) -> Non
 
 
 def end_job(job: str, grace: float) -> list[str]:
-    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited.
+    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited,
+    with LAUNCHER_ATTEMPT: whoever starts the launcher under an id of his own has only the first.
 
     Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
     """
@@ -159,7 +178,8 @@ def end_job(job: str, grace: float) -> list[str]:
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
+                    inherited = file.read().split(b"\0")
+                    if mark in inherited and any(each.startswith(b"LAUNCHER_ATTEMPT=") for each in inherited):
                         found.append(int(entry))
         return found
 

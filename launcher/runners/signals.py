@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-from launcher.errors import Preempted
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGCONT, signal.SIGQUIT)
@@ -19,21 +18,18 @@ class Signals:
     """Signals that came, in order, behind a descriptor that a loop can wait on."""
 
     fd: int
-    stop: int | None = None
-    """The first stop request."""
-    _came: list[int] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+    """When catching began (monotonic)."""
+    taken: float = field(default_factory=time.monotonic)
+    """When somebody last took them (monotonic): the loop that does it lives."""
+    _came: list[tuple[int, float]] = field(default_factory=list)
 
-    def take(self) -> list[int]:
-        """What came since the last call."""
+    def take(self) -> list[tuple[int, float]]:
+        """What came since the last call: number, and when (monotonic)."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 4096)
-        came, self._came = self._came, []
+        came, self._came, self.taken = self._came, [], time.monotonic()
         return came
-
-    def check(self) -> None:
-        """Between the steps of a preparation: raises Preempted once a stop was asked for."""
-        if self.stop:
-            raise Preempted(signal=signal.Signals(self.stop).name)
 
 
 @contextlib.contextmanager
@@ -46,9 +42,7 @@ def catching() -> Iterator[Signals]:
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def handler(number: int, frame: object) -> None:
-        signals._came.append(number)
-        if number in STOPS and signals.stop is None:
-            signals.stop = number
+        signals._came.append((number, time.monotonic()))
 
     numbers = [*STOPS, *PASSED]
     handlers = {number: signal.signal(number, handler) for number in numbers}

@@ -157,8 +157,12 @@ class CloudStore:
                     yield chunk
 
         def once() -> None:
-            with self._errors(key):
-                self._put(key, body)
+            try:
+                with self._errors(key):
+                    self._put(key, body)
+            except StoreUnavailable as error:
+                self._memory.lanes.failed(error)
+                raise
 
         with self._memory.room(min(size, _SINGLE_PUT * (_PARTS + 1))):
             if size <= _SINGLE_PUT:
@@ -178,7 +182,15 @@ class CloudStore:
             path = "/".join(parts.path.split("/")[: -1 - prefix.count("/")])
             region = urllib.parse.parse_qs(parts.query)["X-Amz-Credential"][0].split("/")[2]
             bucket = f"{parts.scheme}://{parts.netloc}{path}"
-            self._uploads = Uploads(bucket, prefix, region, self._keys, timeout=self._timeout, stalled=self._stalled)
+            self._uploads = Uploads(
+                bucket,
+                prefix,
+                region,
+                self._keys,
+                timeout=self._timeout,
+                stalled=self._stalled,
+                failed=self._memory.lanes.failed,
+            )
         return self._uploads
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:

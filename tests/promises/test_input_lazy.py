@@ -342,7 +342,7 @@ def test_no_attack_changes_a_lazy_input(public: Path, s3_server: S3Server) -> No
 
 def test_what_lazy_cannot_do_is_said_before_anything_is_fetched(rig: Rig, model: Path) -> None:
     assert "exclude each other" in rig.run("a", "true", "--input-writable", code=64)
-    assert "not for --runner docker" in rig.run("a", "true", "--runner", "docker", "--image", "x", code=64)
+    assert "not for a container" in rig.run("a", "true", "--runner", "docker", "--image", "x", code=64)
     rig.launcher.env["LAUNCHER_INPUT_GUARD"] = "landlock"
     assert "here only landlock holds" in rig.run("a", "true", code=73)
     rig.launcher.env["LAUNCHER_INPUT_GUARD"] = "auto"
