@@ -186,6 +186,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
     ended, left = close(running, ended)
+    attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)

@@ -23,6 +23,9 @@ _OPTIONS = [
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
     click.option(
+        "--input-mode", type=click.Choice(["eager", "lazy"]), help="lazy: start at once, fetch what is read. [eager]"
+    ),
+    click.option(
         "--input-writable", is_flag=True, default=None, help="The job may write into a view of its input, for its time."
     ),
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
@@ -37,10 +37,10 @@ class Process:
         log: Path,
         ranks: int = 1,
         rank_logs: Path | None = None,
-        spared: Callable[[], int | None] = lambda: None,
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the child of the
-        launcher that is not the job's (the uploader).
+        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the children of the
+        launcher that are not the job's (the uploader, servers of lazy inputs).
 
         Raises CommandNotFound, CommandNotExecutable, MountFailed.
         """
@@ -60,7 +60,7 @@ class Process:
                 cwd=work_dir,
                 stdout=out_writer,
                 stderr=err_writer,
-                pass_fds=[report_writer],
+                pass_fds=[report_writer, *protection.lazy.values()],
                 start_new_session=True,
             )
         finally:
@@ -101,7 +101,7 @@ class Process:
     def poll(self) -> Exit | None:
         if self._exit is None:
             code = self._process.poll()
-            reap(self.pid if code is None else None, self._spared())
+            reap(self.pid if code is None else None, *self._spared())
             if code is not None:
                 self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
         return self._exit
@@ -160,7 +160,7 @@ def reap(*keep: int | None) -> None:
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> None:
+def end_tree(grace: float, spared: Callable[[], Collection[int]] = tuple) -> None:
     """Ends every process below this one but the spared (see `_end`)."""
     _end(lambda: descendants(spared()), grace)
 
@@ -207,8 +207,8 @@ def _end(living: Callable[[], list[int]], grace: float) -> None:
     reap()
 
 
-def descendants(spared: int | None = None) -> list[int]:
-    """Process ids below this process that are not zombies, from /proc; without the spared child and what is below it."""
+def descendants(spared: Collection[int] = ()) -> list[int]:
+    """Process ids below this process that are not zombies, from /proc; without the spared children and what is below them."""
     parents: dict[int, tuple[int, str]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -217,8 +217,8 @@ def descendants(spared: int | None = None) -> list[int]:
                     fields = file.read().rpartition(")")[2].split()
                 parents[int(entry)] = int(fields[1]), fields[0]
     me = os.getpid()
-    if spared:
-        parents.pop(spared, None)
+    for pid in spared:
+        parents.pop(pid, None)
     found = []
     for pid in parents:
         ancestor, depth = pid, 0
