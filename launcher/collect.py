@@ -165,7 +165,7 @@ def _collect(
         )  # fmt: skip
         return msgspec.structs.replace(report.of_error(left), **facts)
     folder.settle()
-    report.store_outputs(store, record, attempt.output, emit)
+    stops.within(lambda: report.store_outputs(store, record, attempt.output, emit))
     return Outcome(
         code=0, origin="launcher", cause=f"{cause} Everything whole is stored.", kind="collected",
         signal=_signal(stops), **facts,

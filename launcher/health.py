@@ -51,8 +51,8 @@ class Health:
 
     def __call__(self, event: Event) -> None:
         """An `Emit`: takes from the events what no part can be asked for later."""
-        if event.kind == "stop-requested" and not self._deadline:
-            self._deadline = event.time + float(event.facts.get("grace", 0.0))
+        if event.kind == "stop-requested":
+            self._deadline = float(event.facts["deadline"])
         elif event.kind == "progress":
             self._fetching = int(event.facts["done"])
         elif event.kind == "input-ready":

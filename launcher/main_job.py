@@ -13,6 +13,7 @@ from launcher.attempt import Job
 from launcher.errors import LauncherError
 from launcher.events import Console, JsonLines, Redactor, to_all
 from launcher.health import Health
+from launcher.inputs import refused
 from launcher.inputs.cache import leases
 from launcher.job import folder as folders
 from launcher.job import restarts
@@ -84,6 +85,7 @@ def _open(
 def _attempts(job: Job) -> Outcome:
     """One attempt after the other, until none is to follow or a stop is asked for. Inputs are prepared once, and stay."""
     known = resume.remember(job.store, job.folder, job.record, job.emit, given=bool(folders.given_id(job.environ)))
+    job = attempts.same_inputs(job)
     started = len(job.record.attempts)
     prepared: Prepared | None = None
     with contextlib.ExitStack() as held:
@@ -184,6 +186,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
     ended, left = close(running, ended)
+    attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
@@ -196,6 +199,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     if not collector.stored and not pending and not resumed and spec.runner != "docker":
         ours = (settings.data_dir, settings.cache_dir, prepared.output)
         if hint := elsewhere.look(prepared.work_dir, spec.name, since=started, ignore=ours):
+            emit(hint)
+    if ended.code and prepared.mounts and not spec.input_writable:
+        if hint := refused.look(evidence.log, attempt.log_start, [target for _, target in prepared.mounts]):
             emit(hint)
     changed = attempts.verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)

@@ -40,6 +40,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of the input checkpoints, no file that matches one of these globs."""
     only: Literal["all", "inference"] = "all"
     """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
+    input_mode: Literal["eager", "lazy"] = "eager"
+    """lazy: the job starts at once, and stored input checkpoints arrive while it reads them (FUSE)."""
     input_writable: bool = False
     """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
@@ -216,6 +218,10 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"
         )
+    if spec.input_mode == "lazy" and spec.runner in ("docker", "sidecar"):
+        mistakes.append("--input-mode lazy is not for a container that is given folders: they must be there")
+    if spec.input_mode == "lazy" and spec.input_writable:
+        mistakes.append("--input-mode lazy and --input-writable exclude each other")
     folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
     for each in sorted({each for each in folders if folders.count(each) > 1}):
         mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
@@ -223,6 +229,8 @@ def _check(spec: JobSpec) -> list[str]:
         for key in keys:
             if not key or "=" in key or "\0" in key:
                 mistakes.append(f"{flag}: {key!r} is no name of a variable")
+            elif spec.runner == "docker" and flag == "--secret" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                mistakes.append(f"--secret: the image's shell sets it, and {key!r} is no name of a variable for that")
     mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
     return mistakes
 

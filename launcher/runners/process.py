@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs import kernel
 from launcher.inputs.protection import Protection, program
+from launcher.job.logs import Times
 from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
@@ -36,10 +37,10 @@ class Process:
         log: Path,
         ranks: int = 1,
         rank_logs: Path | None = None,
-        spared: Callable[[], int | None] = lambda: None,
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the child of the
-        launcher that is not the job's (the uploader).
+        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the children of the
+        launcher that are not the job's (the uploader, servers of lazy inputs).
 
         Raises CommandNotFound, CommandNotExecutable, MountFailed.
         """
@@ -48,6 +49,7 @@ class Process:
         self._grace = LEFTOVER_GRACE
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._times = Times(log)
         out_reader, out_writer = os.pipe()
         err_reader, err_writer = os.pipe()
         self._fds = [out_reader, err_reader, self._log]
@@ -58,7 +60,7 @@ class Process:
                 cwd=work_dir,
                 stdout=out_writer,
                 stderr=err_writer,
-                pass_fds=[report_writer],
+                pass_fds=[report_writer, *protection.lazy.values()],
                 start_new_session=True,
             )
         finally:
@@ -67,11 +69,11 @@ class Process:
         self.pid = self._process.pid
         self._exit: Exit | None = None
         self._pumps = [
-            Pump(out_reader, sys.stdout.fileno(), self._log),
-            Pump(err_reader, sys.stderr.fileno(), self._log),
+            Pump(out_reader, sys.stdout.fileno(), self._log, self._times),
+            Pump(err_reader, sys.stderr.fileno(), self._log, self._times),
         ]
         self._ranks = (
-            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log)
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
             if ranks > 1
             else None
         )
@@ -99,7 +101,7 @@ class Process:
     def poll(self) -> Exit | None:
         if self._exit is None:
             code = self._process.poll()
-            reap(self.pid if code is None else None, self._spared())
+            reap(self.pid if code is None else None, *self._spared())
             if code is not None:
                 self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
         return self._exit
@@ -136,6 +138,7 @@ class Process:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             self._fds = []
+            self._times.close()
         return left
 
 
@@ -157,7 +160,7 @@ def reap(*keep: int | None) -> None:
             os.waitpid(found.si_pid, os.WNOHANG)
 
 
-def end_tree(grace: float, spared: Callable[[], int | None] = lambda: None) -> None:
+def end_tree(grace: float, spared: Callable[[], Collection[int]] = tuple) -> None:
     """Ends every process below this one but the spared (see `_end`)."""
     _end(lambda: descendants(spared()), grace)
 
@@ -204,8 +207,8 @@ def _end(living: Callable[[], list[int]], grace: float) -> None:
     reap()
 
 
-def descendants(spared: int | None = None) -> list[int]:
-    """Process ids below this process that are not zombies, from /proc; without the spared child and what is below it."""
+def descendants(spared: Collection[int] = ()) -> list[int]:
+    """Process ids below this process that are not zombies, from /proc; without the spared children and what is below them."""
     parents: dict[int, tuple[int, str]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -214,8 +217,8 @@ def descendants(spared: int | None = None) -> list[int]:
                     fields = file.read().rpartition(")")[2].split()
                 parents[int(entry)] = int(fields[1]), fields[0]
     me = os.getpid()
-    if spared:
-        parents.pop(spared, None)
+    for pid in spared:
+        parents.pop(pid, None)
     found = []
     for pid in parents:
         ancestor, depth = pid, 0

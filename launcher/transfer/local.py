@@ -64,6 +64,7 @@ class LocalStore:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             try:
+                _hand_over(temporary)
                 _write_all(fd, memoryview(body))
                 os.fsync(fd)
             finally:
@@ -177,6 +178,7 @@ class LocalStore:
         for each in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(each)
+                _hand_over(each)
             _sync_folder(os.path.dirname(each))
 
     def leftovers(self) -> Iterator[Entry]:
@@ -240,11 +242,20 @@ def _new_file(path: str, mode: int) -> Iterator[int]:
         os.unlink(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
+        _hand_over(path)
         yield fd
         os.fchmod(fd, mode)
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _hand_over(path: str) -> None:
+    """What root makes belongs to the owner of the folder that it is in: a user whose folder was mounted into root's container
+    can remove it."""
+    if os.geteuid() == 0 and (owner := os.stat(os.path.dirname(path))).st_uid:
+        with contextlib.suppress(PermissionError):  # A root without CAP_CHOWN.
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _write_all(fd: int, view: memoryview) -> None:

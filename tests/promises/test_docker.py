@@ -16,25 +16,16 @@ import pytest
 from tests.promises import test_stopping as stopping
 from tests.promises.test_main_job import fine_tune_and_continue
 from tests.support.cli import ROOT, Launcher
+from tests.support.images import BASE
 
 # The first test waits for the base image, which takes minutes to make where it is not there yet.
 pytestmark = pytest.mark.timeout(1500)
-BASE, IMAGE = "launcher-test-base:latest", "launcher-test:cpu"
 
 
 @pytest.fixture
 def docker(launcher: Launcher, engine: str) -> Launcher:
     launcher.env["DOCKER_HOST"] = engine
     return launcher
-
-
-@pytest.fixture(scope="module")
-def image(engine: str) -> str:
-    """An image with the launcher in it, built by images/build."""
-    words = [ROOT / "images/build", "--base", BASE, "--tag", IMAGE]
-    built = subprocess.run(words, env=os.environ | {"DOCKER_HOST": engine}, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return IMAGE
 
 
 def containers(launcher: Launcher) -> str:
@@ -128,7 +119,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("user", ["0", "1000"])
 def test_the_main_job_with_the_launcher_as_entrypoint(
-    docker: Launcher, image: str, tiny_model: Path, home: Path, user: str
+    docker: Launcher, job_image: str, tiny_model: Path, home: Path, user: str
 ) -> None:
     docker.env |= {"LAUNCHER_STORE": str(home / "store")}
     docker("checkpoint", "push", "mistral_tiny_base", "--file", tiny_model)
@@ -138,7 +129,7 @@ def test_the_main_job_with_the_launcher_as_entrypoint(
         "-e", "LAUNCHER_STORE=/shared/store", "-e", "LAUNCHER_NAME=ft_01", "-e", "LAUNCHER_CHECKPOINT=mistral_tiny_base",
         "-e", "LAUNCHER_ACCELS=2", "-e", "LAUNCHER_DEVICE=cpu", "-e", "HF_HUB_OFFLINE=1", "-e", "HOME=/tmp",
         "-e", "TORCHINDUCTOR_CACHE_DIR=/tmp/inductor", "-e", "USER=job",
-        image, "/examples/fine_tune.py", "--steps", "4", "--save-steps", "2", "--save-total-limit", "1", timeout=120,
+        job_image, "/examples/fine_tune.py", "--steps", "4", "--save-steps", "2", "--save-total-limit", "1", timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "read-only by: landlock" in done.stderr  # what an ordinary container leaves
@@ -149,7 +140,7 @@ def test_the_main_job_with_the_launcher_as_entrypoint(
 
 
 def test_the_entrypoints_input_cannot_be_written_even_by_root(
-    docker: Launcher, image: str, tiny_model: Path, home: Path
+    docker: Launcher, job_image: str, tiny_model: Path, home: Path
 ) -> None:
     docker.env |= {"LAUNCHER_STORE": str(home / "store")}
     docker("checkpoint", "push", "base", "--file", tiny_model)
@@ -160,19 +151,19 @@ def test_the_entrypoints_input_cannot_be_written_even_by_root(
     )
     done = run(
         docker, "run", "--rm", "-v", f"{home}:/shared", "-e", "LAUNCHER_STORE=/shared/store", "-e", "LAUNCHER_CHECKPOINT=base",
-        image, "sh", "-c", script, timeout=60,
+        job_image, "sh", "-c", script, timeout=60,
     )  # fmt: skip
     assert done.returncode == 5, done.stdout + done.stderr
     assert done.stdout.count("Permission denied") == 4
 
 
-def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, image: str) -> None:
+def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, job_image: str) -> None:
     # 50 orphans are left to PID 1; the job then counts zombies.
     orphans = (
         "for i in $(seq 50); do (sh -c 'sleep 0.2 &') & done; sleep 1.5; echo zombies=$(ps -e -o stat= | grep -c Z); "
     )
     process = subprocess.Popen(
-        ["docker", "run", "--name", "reaper", image, "bash", "-c", orphans + JOB],
+        ["docker", "run", "--name", "reaper", job_image, "bash", "-c", orphans + JOB],
         env=docker.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -188,11 +179,32 @@ def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, image: str
         run(docker, "rm", "--force", "reaper")
 
 
-def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, image: str) -> None:
+def test_the_entrypoint_tells_of_the_kernels_kill_for_memory(docker: Launcher, job_image: str, tmp_path: Path) -> None:
+    """A limit of the container: the launcher lives on in it and says what happened, also where Kubernetes looks."""
+    from tests.promises.test_verdict import failing_script
+
+    said = tmp_path / "termination-log"
+    said.write_text("")
+    said.chmod(0o666)
+    failing_script(tmp_path)
+    done = run(
+        docker, "run", "--rm", "--memory", "600m", "--memory-swap", "600m", "-v", f"{tmp_path}:/job:ro", "-w", "/job",
+        "-v", f"{said}:/dev/termination-log", "-e", "LAUNCHER_DEVICE=cpu", "-e", "LAUNCHER_ACCELS=2", "-e", "HOME=/tmp",
+        "--user", "0", job_image, "fail.py", "memory", "1", timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 137, done.stdout + done.stderr
+    words = said.read_text().splitlines()
+    assert words[0].startswith(
+        "exit code 137 (job, oom, not retryable): The kernel killed the job for memory (1 process; the "
+    )
+    assert "limit of its cgroup is 600.0 MiB) (rank 1 first)." in words[0] and "LAUNCHER_JOB_ID=" in words[-1]
+
+
+def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, job_image: str) -> None:
     """SIGTERM at 0 to 400 ms after the start: each container ends at once, none runs on until the kill."""
     for milliseconds in (0, 20, 50, 100, 200, 300, 400):
         name = f"early-{milliseconds}"
-        assert run(docker, "run", "--detach", "--name", name, image, "sleep", "60").returncode == 0
+        assert run(docker, "run", "--detach", "--name", name, job_image, "sleep", "60").returncode == 0
         time.sleep(milliseconds / 1000)
         started = time.monotonic()
         run(docker, "stop", "--time", "20", name)
