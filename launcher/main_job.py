@@ -113,7 +113,7 @@ def _run(
     folder.write(record, durable=False)
     folder.owe()
     started = time.time()
-    running = start(prepared, checked, folder, uploader)
+    running = start(spec, prepared, checked, folder, uploader)
     attempt.guarantee = running.guarantee
     attempt.inputs = [
         _input(each, running.rung, path, prepared, redactor)
@@ -147,14 +147,15 @@ def _run(
     )  # fmt: skip
 
 
-def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
+def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
     if prepared.request:
         return Container(checked.client, prepared.request, log=log, ranks=prepared.command.ranks)
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
-        log=log, ranks=prepared.command.ranks, spared=lambda: uploader.pid,
+        log=log, ranks=prepared.command.ranks, grace=spec.grace, single_child=spec.single_child, rewrite=spec.rewrites(),
+        spared=lambda: uploader.pid,
     )  # fmt: skip
 
 

@@ -34,6 +34,15 @@ _OPTIONS = [
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
     click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option(
+        "--single-child", is_flag=True, default=None, help="Signals reach the command alone, not its process group."
+    ),
+    click.option(
+        "--rewrite",
+        multiple=True,
+        metavar="FROM:TO",
+        help="Signal that arrives as another one; TO 0 drops it. Repeatable.",
+    ),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
@@ -71,6 +80,7 @@ def _run(
         flags["env"] = specs.parse_env(flags.pop("env"), environ)
         flags["secret"] = specs.parse_secrets(flags.pop("secret"))
         spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+        signals.drop(source for source, target in spec.rewrites().items() if not target)
         return main_job.run(spec, settings, environ, signals).code
 
 

@@ -13,6 +13,7 @@ import msgspec
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
 from launcher.job import keep as rules
+from launcher.job import rewrite as rewriting
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -71,6 +72,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     grace: Seconds = 30.0
     """From a stop request to the kill."""
+    single_child: bool = False
+    """Signals reach the command's own process alone, not its whole process group."""
+    rewrite: tuple[str, ...] = ()
+    """Signals that reach the command as other ones: FROM:TO by names or numbers; TO 0 drops it."""
     keep: str = ""
     """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
@@ -84,12 +89,16 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     pickles: Literal["allow", "warn", "deny"] = "warn"
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
 
+    def rewrites(self) -> dict[int, int]:
+        """`rewrite` parsed, as numbers. Raises ValueError, which `load` has done before."""
+        return rewriting.parse(self.rewrite)
+
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
         return rules.parse(self.keep) if self.keep else None
 
 
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch"})
 
 
 def load(
@@ -165,6 +174,12 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    try:
+        spec.rewrites()
+    except ValueError as error:
+        mistakes.append(f"--rewrite: {error}")
+    if (spec.rewrite or spec.single_child) and spec.runner == "docker":
+        mistakes.append("--rewrite and --single-child are not for --runner docker: the engine passes signals on")
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"

@@ -215,6 +215,9 @@ class Container:
     def kill(self) -> None:
         self.signal(9)
 
+    def members(self) -> list[int]:
+        return []
+
     def close(self) -> list[str]:
         from docker.errors import DockerException
 

@@ -9,6 +9,7 @@ import time
 from launcher.events import Emit, event
 from launcher.runners.running import Exit, Running
 from launcher.runners.signals import STOPS, Signals
+from launcher.runners.tree import TICK
 from launcher.text import duration
 
 
@@ -52,5 +53,4 @@ def supervise(running: Running, signals: Signals, *, grace: float, emit: Emit) -
             killed = now
         if killed is not None and now > killed + 2:
             return Exit(128 + signal.SIGKILL, signal.SIGKILL)
-        wait = 60.0 if deadline is None else max(0.01, min(0.5, (killed + 2 if killed else deadline) - now))
-        poll.poll(wait * 1000)
+        poll.poll(TICK * 1000)
