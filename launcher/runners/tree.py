@@ -85,11 +85,11 @@ class Tree:
         if number in SUSPENDING and target == number:
             self._stopped |= {self.pid} if self._single_child else set(self.members())
             _send(self._stopped, signal.SIGSTOP)
-        elif target:
-            self._deliver(target)
-        if target == signal.SIGCONT:
+        elif target == signal.SIGCONT and self._stopped:
             _send(self._stopped, target)
             self._stopped.clear()
+        elif target:
+            self._deliver(target)
         if number in SUSPENDING:
             os.kill(os.getpid(), signal.SIGSTOP)  # Without effect on PID 1, which nobody could continue.
 
