@@ -1,10 +1,12 @@
 """What collecting costs the training, and how soon a checkpoint is stored.
 
     python -m benchmarks.collecting [--rounds 5] [--seconds 30] [--every 10] [--size 1GiB] [--workers 1] [--store local|s3]
+        [--device cpu|cuda]
 
-Slow-down: a loop of matrix products in `--workers` processes that saves a checkpoint of `--size` each `--every` seconds and
-keeps one, under the launcher and on its own, interleaved; counted are the products of the whole run. Time to committed: one
-such checkpoint beside an idle job, against the same bytes read, hashed, written and synced (or put) by a plain program.
+Slow-down: a loop of matrix products in `--workers` processes (on the accelerator: one) that saves a checkpoint of `--size`
+each `--every` seconds and keeps one, under the launcher and on its own, interleaved; counted are the products of the whole
+run. Time to committed: one such checkpoint beside an idle job, against the same bytes read, hashed, written and synced (or
+put) by a plain program.
 """
 
 from __future__ import annotations
@@ -29,9 +31,22 @@ TRAINING = """
 import json, multiprocessing, os, shutil, struct, sys, time
 import numpy
 seconds, every, size, workers = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+device = sys.argv[5] if len(sys.argv) > 5 else "cpu"
 out = os.environ["FLEXAI_OUTPUT_CHECKPOINT_DIR"]
 
+def accelerate(end, done):
+    import torch
+    a = torch.rand(2048, 2048, device=device, dtype=torch.bfloat16)
+    (a @ a).sum().item()
+    while time.monotonic() < end:
+        for _ in range(8):
+            torch.mm(a, a)
+        torch.cuda.synchronize()
+        done.value += 8
+
 def compute(end, done):
+    if device != "cpu":
+        return accelerate(end, done)
     a = numpy.random.rand(256, 256)
     while time.monotonic() < end:
         a = a @ a
@@ -105,6 +120,7 @@ class Bench:
             str(self._arguments.every),
             str(self._size),
             str(self._arguments.workers),
+            self._arguments.device,
         ]
         env = self._launcher.env | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         if not collected:
@@ -192,6 +208,7 @@ def main() -> None:
     parser.add_argument("--size", default="1GiB")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--store", choices=("local", "s3"), default="local")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="launcher-bench-") as folder, contextlib.ExitStack() as stack:
         home = Path(folder)

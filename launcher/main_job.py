@@ -1,78 +1,122 @@
-"""The main job, on one page: check, prepare, run (watch beside it), collect, report."""
+"""The main job, on one page: check, prepare, then attempts: resume, run (watch beside it), collect; report."""
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
 
-import msgspec
-
-from launcher import report, secrets
-from launcher.errors import InputChanged, LauncherError
-from launcher.events import Console, Emit, JsonLines, Redactor, to_all
-from launcher.inputs import choose, source
-from launcher.inputs.cache import NodeCache, leases
+from launcher import attempt as attempts
+from launcher import report, resume, secrets
+from launcher.attempt import Job
+from launcher.errors import LauncherError
+from launcher.events import Console, JsonLines, Redactor, to_all
+from launcher.health import Health
+from launcher.inputs.cache import leases
+from launcher.job import folder as folders
+from launcher.job import restarts
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
+from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
-from launcher.outputs import elsewhere, recovery
+from launcher.outputs import backlog, elsewhere, recovery
 from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
-from launcher.outputs.watcher import Subject, Watcher
-from launcher.prepare import Checked, Prepared, check, prepare
-from launcher.runners.docker import Container
-from launcher.runners.process import Process
-from launcher.runners.running import Running
+from launcher.outputs.watcher import Watcher
+from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
+from launcher.restoring import Output, Resumed
 from launcher.runners.signals import Signals
+from launcher.runners.stall import Watched
+from launcher.runners.stopping import Stops
 from launcher.runners.supervisor import supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
 from launcher.store.store import Store
+from launcher.verdict import Evidence
 
 
 def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
-    store = Store.open(settings, environ)
-    recovery.finish_earlier(spec.name, settings, store, console, cancelled=lambda: signals.stop is not None)
-    checked = check(spec, settings, environ, store, console)
-    signals.check()
-    folder, record = JobFolder.create(settings.data_dir, spec, _redacted(spec, redactor))
-    events = JsonLines(folder.path / "events.jsonl", redactor)
-    emit = to_all(console, events)
-    attempt = Attempt(number=1, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=checked.device)
-    record.attempts.append(attempt)
-    try:
-        prepared = prepare(spec, settings, environ, store, folder, checked, emit, stop=signals.check)
-        signals.check()
-        attempt.phases["prepare"] = time.time() - attempt.started
-        with leases(prepared.leases):
-            outcome = _run(spec, settings, store, folder, record, checked, prepared, signals, redactor, emit)
-    except LauncherError as error:
-        outcome = report.of_error(error)
-    attempt.outcome, attempt.ended = outcome, time.time()
-    report.finish(store, folder, record, emit)
-    events.close()
-    folder.close()
-    return outcome
+    stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
+    health = Health(signals, patience=5 * settings.store_timeout, emit=console)
+    with _probes(spec, health):
+        store = Store.open(settings, environ)
+        recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
+        checked = check(spec, settings, environ, store, console)
+        stops.check()
+        folder, record = _open(spec, settings, environ, checked, redactor)
+        events = JsonLines(folder.path / "events.jsonl", redactor)
+        health.record, health.emit = record, to_all(console, events, health)
+        outcome = _attempts(
+            Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit)
+        )
+        health.phase = "ended"
+        report.finish(store, folder, record, health.emit, stops, copies=[settings.result_file])
+        health.emit = console
+        events.close()
+        folder.close()
+        return outcome
 
 
-def _run(
-    spec: JobSpec,
-    settings: Settings,
-    store: Store,
-    folder: JobFolder,
-    record: JobRecord,
-    checked: Checked,
-    prepared: Prepared,
-    signals: Signals,
-    redactor: Redactor,
-    emit: Emit,
-) -> Outcome:
+def _probes(spec: JobSpec, health: Health) -> contextlib.AbstractContextManager[object]:
+    """What answers those who look from outside; nothing, where nobody asked for it."""
+    if not spec.health_port and not spec.heartbeat:
+        return contextlib.nullcontext()
+    from launcher.probes import Probes
+
+    return Probes(health, spec.health_address(), spec.heartbeat)
+
+
+def _open(
+    spec: JobSpec, settings: Settings, environ: Mapping[str, str], checked: Checked, redactor: Redactor
+) -> tuple[JobFolder, JobRecord]:
+    """A new job's folder, or the one of the job that is started again."""
+    kept = attempts.redacted(spec, checked, redactor)
+    identifier = folders.given_id(environ)
+    if not identifier and spec.runner == "entrypoint":
+        identifier = folders.interrupted(settings.data_dir, kept)
+    return JobFolder.create(settings.data_dir, spec, kept, identifier)
+
+
+def _attempts(job: Job) -> Outcome:
+    """One attempt after the other, until none is to follow or a stop is asked for. Inputs are prepared once, and stay."""
+    known = resume.remember(job.store, job.folder, job.record, job.emit, given=bool(folders.given_id(job.environ)))
+    started = len(job.record.attempts)
+    prepared: Prepared | None = None
+    with contextlib.ExitStack() as held:
+        while True:
+            attempt = attempts.begin(job, earlier=known)
+            try:
+                if prepared is None:
+                    prepared = prepare(
+                        job.spec, job.settings, job.environ, job.store, job.folder, job.checked, job.emit,
+                        stop=job.stops.check,
+                    )  # fmt: skip
+                    held.enter_context(leases(prepared.leases))
+                output = Output(
+                    job.settings, job.store, job.folder, job.record, prepared.output, prepared.watch, job.emit,
+                    job.stops.check,
+                )  # fmt: skip
+                resumed = resume.restore(job.spec, job.record, job.checked.resume, output)
+                exact = of_attempt(prepared, job.spec, job.checked, job.folder, attempt.number, resumed.path)
+                job.stops.check()
+                attempt.phases["prepare"] = time.time() - attempt.started
+                attempt.outcome = _run(job, exact, resumed)
+            except LauncherError as error:
+                attempt.outcome = report.of_error(error)
+            attempt.ended = time.time()
+            restart = None if job.stops.asked else restarts.decide(job.spec, job.record.attempts[started:])
+            if restart is None or not attempts.pause(job, restart):
+                return attempt.outcome
+
+
+def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
+    """One attempt: the job runs, and what it writes is captured and stored."""
+    spec, settings, store, folder = job.spec, job.settings, job.store, job.folder
+    record, stops, health, emit = job.record, job.stops, job.health, job.emit
     attempt = record.attempts[-1]
     retention = AfterCommits(store, spec.name, folder.id, spec.keep_rules(), emit)
 
@@ -80,10 +124,8 @@ def _run(
         report.committed(stored, record, folder)
         retention()
 
-    subject = _subject(spec, checked, prepared, redactor, record)
     attempt.output, attempt.watch = prepared.output, list(prepared.watch)
     attempt.world_size = spec.accels * spec.nodes if prepared.command.wrapped else None
-    record.source = {"repository": subject.repository, "commit": subject.commit}
     uploader = Uploader(
         Task(settings=settings, job=folder.id, bandwidth=spec.bandwidth, pickles=spec.pickles),
         log=folder.path / "logs" / "uploader.log",
@@ -99,7 +141,7 @@ def _run(
     watcher = Watcher(
         prepared.output,
         prepared.spool,
-        subject,
+        attempts.subject(job, prepared, resumed),
         world_size=attempt.world_size,
         settle=spec.settle,
         on_capture=collector.put,
@@ -107,103 +149,59 @@ def _run(
         also=prepared.watch,
         rungs=prepared.capture,
     )
+    attempts.put_again(prepared.spool, collector)
     sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets another thread run for five.
     watcher.start()
     # Both before the job: whatever it writes, a launcher that is killed later leaves word of it.
     folder.write(record, durable=False)
     folder.owe()
+    if folders.given_id(job.environ):
+        resume.keep_elsewhere(store, record)
+    evidence = Evidence.begin(
+        prepared.verdict, folder.path / "logs" / "job.log", ranks=prepared.command.ranks,
+        wrapped=prepared.command.wrapped, ours=not prepared.request,
+    )  # fmt: skip
+    stops.watch(prepared.stop_file)
     started = time.time()
-    running = start(spec, prepared, checked, folder, uploader)
+    try:
+        running = attempts.start(spec, prepared, job.checked, folder, uploader)
+    except LauncherError:
+        watcher.finish(unknown_counts=False)
+        if not collector.drain(settings.drain_timeout, cancelled=stops.patience()):
+            folder.settle()
+        raise
     attempt.guarantee = running.guarantee
-    attempt.inputs = [
-        _input(each, running.rung, path, prepared, redactor)
-        for each, (_, path) in zip(prepared.mounted, prepared.mounts)
-    ]
+    attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)
     folder.write(record)
     report.started(record, emit)
-    ended = supervise(running, signals, grace=spec.grace, emit=emit)
-    left = running.close()
-    collecting = time.time()
-    salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(
-        settings.drain_timeout, cancelled=lambda: any(report.is_stop(each) for each in signals.take())
+    health.watch(watcher, collector)
+    if spec.stall_timeout:
+        running = Watched(
+            running, timeout=spec.stall_timeout, grace=spec.grace, ranks=prepared.command.ranks, log=evidence.log,
+            output=prepared.output, emit=emit,
+        )  # fmt: skip
+    ended = supervise(
+        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
-    retention(at_end=True)
+    left = running.close()
+    verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
+    collecting, health.phase = time.time(), "collect"
+    salvage = watcher.finish(unknown_counts=ended.code == 0)
+    pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
+    stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
-    if not collector.stored and not pending and spec.runner != "docker":
+    if not collector.stored and not pending and not resumed and spec.runner != "docker":
         ours = (settings.data_dir, settings.cache_dir, prepared.output)
         if hint := elsewhere.look(prepared.work_dir, spec.name, since=started, ignore=ours):
             emit(hint)
-    changed = _verify(prepared, running, settings)
+    changed = attempts.verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()
-        report.store_outputs(store, record, prepared.output, emit)
-    steps = [each.step for each in collector.stored if each.step is not None]
+        stops.within(lambda: report.store_outputs(store, record, prepared.output, emit))
+    steps = [step for step in (resumed.step, *(each.step for each in collector.stored)) if step is not None]
     return report.outcome(
-        record, ended, prepared, stopped_by=signals.stop, pending=pending, left=left, changed=changed,
+        record, ended, verdict, spool=prepared.spool, stop=stops.request, pending=pending, left=left, changed=changed,
         last_step_seen=watcher.last_step, last_step_committed=max(steps, default=None),
     )  # fmt: skip
-
-
-def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
-    """The job, started by the runner that was prepared for."""
-    log = folder.path / "logs" / "job.log"
-    if prepared.request:
-        return Container(checked.client, prepared.request, log=log, ranks=prepared.command.ranks)
-    return Process(
-        prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
-        log=log, ranks=prepared.command.ranks, grace=spec.grace, single_child=spec.single_child, rewrite=spec.rewrites(),
-        spared=lambda: uploader.pid,
-    )  # fmt: skip
-
-
-def _verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:
-    if running.rung not in ("landlock", "permissions", "none"):
-        return None
-    cache = NodeCache.open(settings)
-    try:
-        for each in prepared.provided:
-            choose.verify(each, cache, running.rung)
-    except InputChanged as error:
-        return error
-    return None
-
-
-def _subject(spec: JobSpec, checked: Checked, prepared: Prepared, redactor: Redactor, record: JobRecord) -> Subject:
-    repository, commit = spec.repository_url, checked.commit
-    if not repository:
-        repository, commit = source.head(prepared.work_dir)
-    record.source = {"repository": redactor.text(repository), "commit": commit}
-    return Subject(
-        job=spec.name,
-        attempt=record.attempts[-1].number,
-        parents=tuple(each.chosen.manifest.id for each in prepared.provided if each.chosen.manifest),
-        sources=tuple(redactor.text(each.chosen.source) for each in prepared.provided if not each.chosen.manifest),
-        repository=redactor.text(repository),
-        commit=commit,
-        command=tuple(redactor.command(spec.command)),
-    )
-
-
-def _input(provided: choose.Provided, rung: str, path: str, prepared: Prepared, redactor: Redactor) -> InputRecord:
-    manifest = provided.chosen.manifest
-    return InputRecord(
-        reference=redactor.text(provided.chosen.text),
-        checkpoint=manifest.id if manifest else None,
-        path=path,
-        rung=rung,
-        size=provided.chosen.size,
-        writable=bool(prepared.protection.views),
-    )
-
-
-def _redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:
-    return msgspec.structs.replace(
-        spec,
-        command=tuple(redactor.command(spec.command)),
-        checkpoint=tuple(redactor.text(each) for each in spec.checkpoint),
-        repository_url=redactor.text(spec.repository_url),
-        env={key: redactor.text(value) for key, value in spec.env.items()},
-    )

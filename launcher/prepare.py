@@ -24,7 +24,7 @@ from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, 
 from launcher.inputs.selection import Selection
 from launcher.inputs.view import View
 from launcher.job.folder import JobFolder
-from launcher.job.spec import JobSpec
+from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, torchrun
@@ -50,6 +50,8 @@ class Checked:
     commit: str
     python: str
     client: Any = None
+    resume: Chosen | None = None
+    """The checkpoint that --resume names."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables of the job that are secrets: given to it, written nowhere."""
 
@@ -67,10 +69,17 @@ class Prepared:
     spool: Path
     watch: tuple[str, ...]
     capture: tuple[filesystem.Rung, ...]
-    verdict: Path
+    logs: Path
+    """Of one attempt: what torchrun keeps of each rank, and its agent's verdict."""
+    stop_file: Path
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
+
+    @property
+    def verdict(self) -> Path:
+        """Where torchrun's agent says which rank failed."""
+        return self.logs / "verdict.json"
 
     @property
     def mounts(self) -> tuple[tuple[str, str], ...]:
@@ -93,18 +102,21 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
-    python = _python(environ)
+    python = interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
-    if not spec.repository_url and (spec.runner != "docker" or spec.command[0].endswith(".py")):
+    elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
+    if not spec.repository_url and not elsewhere:
         torchrun.check_command(spec.command, work_dir)
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
-    for each in chosen:
+    going_on = [] if spec.resume in RESUME else choose.choose((spec.resume,), store, settings, environ)
+    for each in (*chosen, *going_on):
         findings = choose.findings(each, store, settings)
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, hidden)
+    resume = going_on[0] if going_on else None
+    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, resume, hidden)
 
 
 def prepare(
@@ -127,16 +139,8 @@ def prepare(
     input_dir, output = _folders(spec, settings, environ, folder)
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
-    for chosen in checked.chosen:
-        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
-            try:
-                protection.use(store, chosen.manifest.id, folder.id, spec.name)
-            except LauncherError as error:
-                emit(
-                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
-                )
-    provided = _provide(
-        spec, checked, store, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
+    provided = provide(
+        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
     )
     work_dir = checked.work_dir
     if spec.repository_url:
@@ -144,35 +148,24 @@ def prepare(
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
-    verdict = folder.path / "logs" / "verdict.json"
+    stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
-        "LAUNCHER_VERDICT": f"{docker.LOGS}/verdict.json" if in_container else str(verdict),
+        "LAUNCHER_STOP_FILE": f"{docker.LOGS}/{stop_file.name}" if in_container else str(stop_file),
     }
     mounts = tuple(
         (each.path, os.path.join(env["FLEXAI_INPUT_CHECKPOINT_DIR"], name))
         for each in provided
         for name in each.chosen.names
     )
-    if not in_container:
-        for _, target in mounts:
-            _empty_folder(target)
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
-    line = torchrun.command_line(
-        spec.command,
-        accels=spec.accels,
-        launch=spec.launch,
-        python=docker.PYTHON if in_container else checked.python,
-        agent=docker.AGENT if in_container else torchrun.AGENT,
-        log_dir=docker.LOGS if in_container else str(folder.path / "logs"),
-    )
-    inherited = {key: value for key, value in environ.items() if key != "LAUNCHER_VERDICT"}
-    whole = {"PYTHONUNBUFFERED": "1"} | inherited | env | spec.env
+    defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
+    whole = defaults | ({"HOME": "/tmp"} if in_container else dict(environ)) | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
         rungs=ways,
@@ -189,7 +182,7 @@ def prepare(
     if not in_container and (any(each.linked for each in provided) or any(shield.views.values())):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     prepared = Prepared(
-        command=line,
+        command=_command(spec, checked, folder.path / "logs"),
         env=whole | checked.secrets,
         work_dir=work_dir,
         output=str(output),
@@ -198,26 +191,67 @@ def prepare(
         spool=folder.path / "spool",
         watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
         capture=_rungs("capture", settings.capture, filesystem.RUNGS),
-        verdict=verdict,
+        logs=folder.path / "logs",
+        stop_file=stop_file,
         leases=tuple(held),
     )
-    if not in_container:
-        return prepared
-    inside = {"HOME": "/tmp", "PYTHONUNBUFFERED": "1"} | env | spec.env | checked.secrets
-    request = _container(spec, folder, prepared, inside, gpus=spec.accels if checked.device.startswith("cuda") else 0)
-    return dataclasses.replace(prepared, env=inside, request=request)
+    return of_attempt(prepared, spec, checked, folder, 1)
 
 
-def _provide(
+def of_attempt(
+    prepared: Prepared, spec: JobSpec, checked: Checked, folder: JobFolder, number: int, resumed: str = ""
+) -> Prepared:
+    """The same for one attempt, with a folder of its own for what torchrun keeps. `resumed`: the path below the output
+    directory of the checkpoint that it goes on from."""
+    logs = folder.path / "logs" / f"attempt-{number}"
+    logs.mkdir(parents=True, exist_ok=True)
+    in_container = spec.runner == "docker"
+    inside = Path(docker.LOGS, logs.name) if in_container else logs
+    own = {"LAUNCHER_ATTEMPT": str(number), "LAUNCHER_VERDICT": str(inside / "verdict.json")}
+    if resumed:
+        own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
+    kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
+    exact = dataclasses.replace(prepared, command=_command(spec, checked, inside), env=kept | own, logs=logs)
+    if in_container:
+        request = _container(spec, folder, exact, gpus=spec.accels if checked.device.startswith("cuda") else 0)
+        return dataclasses.replace(exact, request=request)
+    for _, target in exact.mounts:
+        _empty_folder(target)
+    return exact
+
+
+def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
+    in_container = spec.runner == "docker"
+    return torchrun.command_line(
+        spec.command,
+        accels=spec.accels,
+        launch=spec.launch,
+        python=docker.PYTHON if in_container else checked.python,
+        agent=docker.AGENT if in_container else torchrun.AGENT,
+        log_dir=str(logs),
+    )
+
+
+def provide(
     spec: JobSpec,
     checked: Checked,
     store: Store,
+    folder: JobFolder,
     cache: NodeCache,
     emit: Emit,
     linkable: Callable[[], bool],
     *,
     stop: Callable[[], None],
 ) -> list[Provided]:
+    """Brings the inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
+    for chosen in checked.chosen:
+        if chosen.manifest:  # Before the download: from now on, no retention takes it away.
+            try:
+                protection.use(store, chosen.manifest.id, folder.id, spec.name)
+            except LauncherError as error:
+                emit(
+                    event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
+                )
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
@@ -232,6 +266,7 @@ def _provide(
                 f" ready in {duration(progress.seconds)}",
                 name=chosen.names[0],
                 seconds=round(progress.seconds, 3),
+                fetched=progress.done,
             )
         )
     return provided
@@ -254,19 +289,17 @@ def _writable(
     return dataclasses.replace(shield, mounts=mounts, views=dict.fromkeys((target for _, target in mounts), ""))
 
 
-def _container(
-    spec: JobSpec, folder: JobFolder, prepared: Prepared, env: dict[str, str], *, gpus: int
-) -> dict[str, Any]:
+def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: int) -> dict[str, Any]:
     user, uid, gid = docker.user_of(spec.user)
     if uid is not None and os.geteuid() == 0:
         for path in (prepared.output, folder.path / "logs"):
-            os.chown(path, uid, gid if gid is not None else -1)
+            give(path, uid, gid if gid is not None else -1)
     return docker.plan(
         image=spec.image,
         name=f"launcher-{folder.id}",
         job_id=folder.id,
         command=prepared.command.arguments,
-        env=env,
+        env=prepared.env,
         work_dir=prepared.work_dir,
         inputs=prepared.mounts,
         writable=prepared.protection.views,
@@ -280,8 +313,17 @@ def _container(
     )
 
 
+def give(root: str | Path, uid: int, gid: int) -> None:
+    """Makes a user the owner of all that is below a folder; -1 keeps what is."""
+    for parent, folders, files in os.walk(root):
+        for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
+            os.chown(name, uid, gid, follow_symlinks=False)
+
+
 def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str, dict[str, str]]:
     """The device in words, and the variables that keep a job on the CPU where that was chosen."""
+    if spec.runner == "sidecar":
+        return "the job's own container's", {}
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if spec.device == "cpu":
         return "cpu", on_cpu
@@ -304,7 +346,7 @@ def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str,
     return f"{found.kind} × {spec.accels}", {}
 
 
-def _python(environ: Mapping[str, str]) -> str:
+def interpreter(environ: Mapping[str, str]) -> str:
     """The job's own interpreter: the active virtual environment's, else ours if torch is there, else the one on PATH."""
     if environ.get("VIRTUAL_ENV"):
         candidate = os.path.join(environ["VIRTUAL_ENV"], "bin", "python")

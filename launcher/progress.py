@@ -24,7 +24,8 @@ class Progress:
 
     def __init__(self, what: str, total: int, emit: Emit, stop: Callable[[], None] = lambda: None) -> None:
         self._what, self._total, self._emit, self._stop = what, total, emit, stop
-        self._done = 0
+        self.done = 0
+        """Bytes moved so far."""
         self._lock = threading.Lock()
         self._bar: Any = None
         self._task: Any = None
@@ -46,21 +47,23 @@ class Progress:
         """`count` more bytes were moved."""
         self._stop()
         with self._lock:
-            self._done += count
+            self.done += count
             now = time.monotonic()
             if sys.stderr.isatty():
                 if self._bar is None and now - self._started > 0.3 and self._total:
                     self._show_bar()
                 if self._bar:
-                    self._bar.update(self._task, completed=self._done)
+                    self._bar.update(self._task, completed=self.done)
             elif now >= self._next and self._total:
                 self._next = now + _EACH
-                rate = self._done / (now - self._started)
-                left = duration((self._total - self._done) / rate) if rate else "?"
+                rate = self.done / (now - self._started)
+                left = duration((self._total - self.done) / rate) if rate else "?"
                 self._emit(
                     event(
                         "progress",
-                        f"{self._what}: {size(self._done)} of {size(self._total)}, {size(rate)}/s, {left} left",
+                        f"{self._what}: {size(self.done)} of {size(self._total)}, {size(rate)}/s, {left} left",
+                        done=self.done,
+                        total=self._total,
                     )
                 )
 

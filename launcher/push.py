@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,9 +171,7 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with Progress(f"Fetching {found.label}", manifest.size, emit) as progress:
-            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress.add)
-        for file in manifest.files:
-            os.chmod(partial / file.path, file.mode | stat.S_IWUSR)
+            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress.add, writable=True)
         partial.replace(target)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import shlex
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from launcher import result as results
+from launcher import secrets
 from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
-from launcher.events import Emit, event
+from launcher.events import Emit, Redactor, event
+from launcher.job import restarts
+from launcher.job.failure import Failure
 from launcher.job.folder import JobFolder
-from launcher.job.record import JobRecord, Outcome, write_atomically
+from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
-from launcher.prepare import Prepared
+from launcher.prepare import give
 from launcher.runners.running import Exit
-from launcher.runners.signals import STOPS
+from launcher.runners.stopping import Stop, Stops
+from launcher.settings import Settings
 from launcher.store import layout
 from launcher.store.store import Store
 from launcher.text import duration, printable, size
 from launcher.transfer.object_store import Missing
 from launcher.transfer.retry import call
-
-_TERMINATION_LOG = "/dev/termination-log"
-_TERMINATION_LIMIT = 4096
+from launcher.verdict import Verdict
 
 
 def of_error(error: LauncherError) -> Outcome:
@@ -40,79 +45,105 @@ def of_error(error: LauncherError) -> Outcome:
         code=error.exit_code,
         origin="job" if error.exit_code in (126, 127) else "launcher",
         cause=error.text,
+        failure="exit" if error.exit_code in (126, 127) else "launcher",
         kind=error.kind,
         retryable=error.retryable,
         hint=error.hint,
     )
 
 
+@contextlib.contextmanager
+def early(settings: Settings, environ: Mapping[str, str]) -> Iterator[None]:
+    """For errors that no job's record can tell, as there is none yet or the launcher has a bug: what ends the block is written as
+    a result where one is looked for (LAUNCHER_RESULT_FILE, the termination log), and raised on."""
+    try:
+        yield
+    except Exception as error:
+        known = error if isinstance(error, LauncherError) else LauncherError(what=f"A bug of the launcher: {error!r}.")
+        redactor = Redactor.of_environment(dict(environ), secrets.values(settings.data_dir))
+        result = results.Result(**redactor.value(msgspec.structs.asdict(of_error(known))), ended=time.time())
+        with contextlib.suppress(OSError):  # What is raised on is more important, and says the same.
+            results.write(result, settings.result_file)
+        raise
+
+
 def outcome(
     record: JobRecord,
     ended: Exit,
-    prepared: Prepared,
+    verdict: Verdict,
     *,
-    stopped_by: int | None,
+    spool: Path,
+    stop: Stop | None,
     pending: list[tuple[Capture, str]],
     left: list[str],
     changed: InputChanged | None,
     last_step_seen: int | None,
     last_step_committed: int | None,
 ) -> Outcome:
-    """The verdict. A job's failure is never masked, and a job's success never hides a lost checkpoint."""
+    """How the attempt ended. A job's failure is never masked, and a job's success never hides a lost checkpoint."""
     bytes_left = sum(capture.size for capture, _ in pending)
     common: dict[str, Any] = {
-        "stopped": stopped_by is not None,
+        "stopped": stop is not None,
         "last_step_seen": last_step_seen,
         "last_step_committed": last_step_committed,
         "bytes_not_stored": bytes_left,
     }
-    hint = f"Finish storing with: launcher recover {record.name}" if pending else ""
-    if ended.code != 0 or (not pending and not changed):
-        rank, message = _verdict(prepared)
-        name = signal.Signals(ended.signal).name if ended.signal in set(signal.Signals) else None
-        if ended.code == 0:
-            cause = "The job ended well."
-        elif name:
-            cause = f"The job was ended by {name}" + (" (out of memory)" if ended.oom else "")
-        else:
-            cause = f"The job ended with code {ended.code}"
-        if rank is not None and ended.code != 0:
-            cause += f" (rank {rank} first{': ' + message if message else ''})"
-        if stopped_by:
-            cause = f"Stopped by {signal.Signals(stopped_by).name}. {cause}"
-        cause = cause if cause.endswith(".") else f"{cause}."
+    if verdict.code == 0 and (pending or changed):
+        error: LauncherError | None = changed
+        if pending:
+            error = CollectionIncomplete(
+                count=len(pending), job=record.name, size=size(bytes_left), cause=pending[0][1], where=spool
+            )
+        assert error
+        result = msgspec.structs.replace(of_error(error), **common)
+    else:
+        cause = f"{verdict.cause}."
+        if stop:
+            cause = f"Stopped by {stop.reason}. {cause} {_in_time(stop, ended)}"
+        if ended.survivors:
+            cause += f" These outlived SIGKILL: {', '.join(ended.survivors[:5])}."
         if left:
             cause += f" It left processes behind, which were ended: {', '.join(left[:5])}."
-        return Outcome(
-            code=ended.code, origin="job", cause=cause, kind="signal" if name else "exit", signal=name, rank=rank,
-            retryable=bool(stopped_by or ended.oom), hint=hint, **common,
+        known = signal.Signals(verdict.signal) if verdict.signal in set(signal.Signals) else None
+        hints = [_HINTS.get(verdict.failure, ""), "Some checkpoints are not stored yet." if pending else ""]
+        result = Outcome(
+            code=verdict.code, origin="job", cause=cause, failure=verdict.failure,
+            kind="signal" if known else "exit", signal=known.name if known else None,
+            rank=verdict.rank, node="" if verdict.rank is None else record.attempts[-1].host,
+            traceback=verdict.traceback, hint=" ".join(filter(None, hints)), **common,
         )  # fmt: skip
-    error: LauncherError
-    if pending:
-        error = CollectionIncomplete(
-            count=len(pending), job=record.name, size=size(bytes_left), cause=pending[0][1], where=prepared.spool
+        attempts = [*record.attempts[:-1], msgspec.structs.replace(record.attempts[-1], outcome=result)]
+        result = msgspec.structs.replace(
+            result, retryable=stop is not None or bool(restarts.worth(record.spec, attempts))
         )
-    else:
-        assert changed
-        error = changed
-    return msgspec.structs.replace(of_error(error), **common)
+    return msgspec.structs.replace(result, next=_next(record, result))
 
 
-def _verdict(prepared: Prepared) -> tuple[int | None, str]:
-    try:
-        found = json.loads(prepared.verdict.read_bytes())
-        message = str(found.get("message") or "")
-        last = message.strip().splitlines()[-1] if message.strip() else ""
-        if last.startswith(("To enable traceback", "Signal ")):
-            last = ""
-        return int(found["rank"]), last[:300]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, ""
+_HINTS: dict[Failure, str] = {
+    "oom": "Smaller batches, or more memory; --retry-on oom tries again all the same.",
+    "rendezvous": "Look at what the other ranks did: launcher training logs NAME --rank R.",
+    "hang": "The log ends where it stood still; --stall-timeout says how long that may be.",
+}
 
 
-def is_stop(number: int) -> bool:
-    """Whether a signal asks for a stop."""
-    return number in STOPS
+def _next(record: JobRecord, result: Outcome) -> str:
+    """The command to go on with."""
+    if result.bytes_not_stored:
+        return f"launcher recover {shlex.quote(record.name)}"
+    if result.code == 0 and record.checkpoints:
+        return f"launcher {record.spec.kind} run NEW_NAME -C {shlex.quote(f'job:{record.name}')} -- …"
+    if result.code == 0 or (result.failure == "launcher" and not result.retryable):
+        return ""
+    if record.spec.runner == "entrypoint":
+        return f"start the container again with LAUNCHER_JOB_ID={record.id}"
+    return f"launcher {record.spec.kind} retry {shlex.quote(record.name)}"
+
+
+def _in_time(stop: Stop, ended: Exit) -> str:
+    """The grace, given and used."""
+    used = min(duration(time.time() - stop.at), duration(stop.deadline - stop.at), key=len)
+    how = "It was killed at the end of its time" if ended.killed else "It ended in time"
+    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {used})."
 
 
 def started(record: JobRecord, emit: Emit) -> None:
@@ -152,10 +183,8 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
     """Makes the caller the owner of what a container's user wrote."""
     if spec.runner != "docker" or os.geteuid() != 0:
         return
-    for root in (output, str(folder.path / "logs")):
-        for parent, folders, files in os.walk(root):
-            for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
-                os.chown(name, os.geteuid(), os.getegid(), follow_symlinks=False)
+    for root in (output, folder.path / "logs"):
+        give(root, os.geteuid(), os.getegid())
 
 
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
@@ -167,6 +196,7 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
             prefix = "" if folder == "." or not os.path.isdir(os.path.join(output, folder)) else f"{folder}/"
             known.update(prefix + file.path for file in manifest.files)
     aside = tuple(f"{each['name']}/" for each in record.skipped if each["kind"] == "salvage")
+    aside += tuple(f"{each.resumed_path}/" for each in record.attempts if each.resumed_path)
     kept, total = 0, 0
     for parent, folders, files in os.walk(output):
         folders[:] = [each for each in folders if each != ".launcher"]
@@ -195,18 +225,25 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
         emit(event("outputs-stored", f"Stored {kept} other file(s) of the output directory ({size(total)})"))
 
 
-def finish(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> None:
-    """Writes record and result, prints the closing block, and keeps record, events and log with the store."""
+def finish(
+    store: Store, folder: JobFolder, record: JobRecord, emit: Emit, stops: Stops, *, copies: Iterable[str] = ()
+) -> None:
+    """Writes record and result (the latter also to `copies`), prints the closing block, and keeps record, events and log with
+    the store, while there is time for it."""
     attempt = record.attempts[-1]
     result = attempt.outcome
     assert result
     try:
         folder.write(record)
-        write_atomically(str(folder.path / "result.json"), msgspec.json.encode(result))
+        results.write(results.of_job(record), str(folder.path / "result.json"), *copies)
     except OSError as error:
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
     emit(event("job-ended", closing(store, folder, record), "info" if result.code == 0 else "error", code=result.code))
-    _termination_message(result)
+    if not stops.within(lambda: _store(store, folder, record, emit), to_the_end=True):
+        emit(event("record-pending", "The job's record is only on this machine: there was no more time", "warning"))
+
+
+def _store(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> None:
     try:
         prefix = layout.job(record.id)
         store.place.put(f"{prefix}record.json", msgspec.json.encode(record))
@@ -246,12 +283,12 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
         lines.append(f"What is incomplete is kept in {folder.path}/output-checkpoint")
     if result.hint:
         lines.append(result.hint)
+    if result.code:
+        lines.append(f"Log: launcher {record.spec.kind} logs {record.name}")
     elif rows:
-        lines.append(
-            f"Next: launcher training checkpoints {record.name}  ·  launcher training run NAME -C job:{record.name} -- …"
-        )
-    elif result.code:
-        lines.append(f"Log: launcher training logs {record.name}")
+        lines.append(f"List: launcher {record.spec.kind} checkpoints {record.name}")
+    if result.next:
+        lines.append(f"Next: {result.next}")
     return "\n".join(lines)
 
 
@@ -260,16 +297,3 @@ def _manifests(store: Store, record: JobRecord) -> Iterator[Manifest]:
     for identifier in record.checkpoints:
         with contextlib.suppress(LauncherError, Missing):
             yield store.known(identifier)
-
-
-def _termination_message(result: Outcome) -> None:
-    """The verdict where Kubernetes looks for it: at most 4,096 bytes of valid UTF-8, code and origin first."""
-    if not os.path.exists(_TERMINATION_LOG):
-        return
-    text = f"exit code {result.code} ({result.origin}): {result.cause}\n{result.hint}"
-    data = text.encode("utf-8", "replace")[:_TERMINATION_LIMIT].decode("utf-8", "ignore").encode()
-    try:
-        with open(_TERMINATION_LOG, "wb") as file:
-            file.write(data)
-    except OSError:
-        pass  # Not ours to write; result.json says the same.

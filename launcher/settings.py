@@ -93,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Files in flight at the same time."""
     transfer_memory: Bytes = 256 << 20
     """What the process may take, about, while it uploads: it bounds the parts of large files that are in flight."""
+    result_file: str = ""
+    """Where a copy of each job's result.json goes, for a scheduler or script that waits for it."""
     log_format: typing.Literal["auto", "plain", "json"] = "auto"
     """What the launcher itself prints on stderr."""
 

@@ -24,7 +24,10 @@ _GROUPS = {
     "storage": ("launcher.cli.storage", "group", "Name places elsewhere that checkpoints come from and go to."),
     "secret": ("launcher.cli.secret", "group", "Keep the credentials for them."),
     "entrypoint": ("launcher.cli.entrypoint", "entrypoint", "Run a command as a container's ENTRYPOINT."),
+    "prepare": ("launcher.cli.prepare", "prepare", "Fill a volume for a container without the launcher."),
+    "collect": ("launcher.cli.collect", "collect", "Store what a job writes that somebody else runs."),
     "recover": ("launcher.cli.recover", "recover", "Store what a crashed or cut-off job left whole on disk."),
+    "doctor": ("launcher.cli.doctor", "doctor", "Check this machine and the store, and say what to do."),
     "config": ("launcher.cli.config", "group", "Show the settings in force and where each came from."),
     "help": ("launcher.cli.config", "help_topics", "Read about exit codes and errors."),
     "completion": ("launcher.cli.config", "completion", "Print the shell completion script."),
@@ -95,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `launcher … | head`: no traceback at exit
         code = 141
+    except Exception:  # A bug of ours must not look like a job's own code 1.
+        import traceback
+
+        click.echo(_redactor().text(f"launcher: this is a bug, please report it:\n{traceback.format_exc()}"), err=True)
+        code = LauncherError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -29,8 +29,13 @@ def open_store(ctx: click.Context) -> Store:
 
 def console(ctx: click.Context) -> Console:
     """Where a command says what it does, without any secret."""
+    return Console(form=current(ctx)[0].log_format, redactor=redactor(ctx))
+
+
+def redactor(ctx: click.Context) -> Redactor:
+    """What takes secrets out of everything that is printed or written."""
     found, environ = current(ctx)
-    return Console(form=found.log_format, redactor=Redactor.of_environment(environ, secrets.values(found.data_dir)))
+    return Redactor.of_environment(environ, secrets.values(found.data_dir))
 
 
 def confirm(question: str, *, yes: bool) -> None:

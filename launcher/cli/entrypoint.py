@@ -35,7 +35,7 @@ def entrypoint(
     By hand, as a plain init:
       launcher entrypoint --rewrite TERM:INT -- sh -c 'my-server & exec my-training'
     """
-    from launcher import main_job, names
+    from launcher import main_job, names, report
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
@@ -47,13 +47,14 @@ def entrypoint(
                 " --single-child, and a command after --.",
                 hint="Example: LAUNCHER_STORE=none launcher entrypoint --rewrite TERM:INT -- my-program",
             )
-        flags["env"] = specs.parse_env(flags.pop("env"), environ)
-        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-        spec = specs.load(
-            flags | {"name": name, "runner": "entrypoint", "command": words},
-            file=job_file,
-            environ=environ,
-            defaults={"name": names.clean(os.uname().nodename or "job")},
-        )
-        signals.drop(source for source, target in spec.rewrites().items() if not target)
-        return main_job.run(spec, settings, environ, signals).code
+        with report.early(settings, environ):
+            flags["env"] = specs.parse_env(flags.pop("env"), environ)
+            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            spec = specs.load(
+                flags | {"name": name, "runner": "entrypoint", "command": words},
+                file=job_file,
+                environ=environ,
+                defaults={"name": names.clean(os.uname().nodename or "job")},
+            )
+            signals.drop(spec.dropped())
+            return main_job.run(spec, settings, environ, signals).code

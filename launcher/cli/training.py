@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
@@ -33,15 +36,24 @@ _OPTIONS = [
     click.option(
         "--watch", multiple=True, metavar="DIR", help="Collect checkpoints from here as well. May be repeated."
     ),
-    click.option("--grace", metavar="TIME", help="From a stop request to the kill, such as 90s. [30s]"),
+    click.option("--resume", metavar="HOW", help="auto, never, same-job, or a checkpoint to go on from. [auto]"),
+    click.option("--grace", metavar="TIME", help="From a stop request to the end of all, such as 90s. [30s]"),
+    click.option("--time-limit", metavar="TIME", help="Stop so that all is over by then, such as 8h. [none]"),
+    click.option(
+        "--stop-signal",
+        multiple=True,
+        type=click.Choice(["USR1", "USR2", "QUIT"]),
+        help="Asks for a stop too. May be repeated.",
+    ),
+    click.option("--max-restarts", type=int, metavar="N", help="Start it again after a failure, at most so often. [0]"),
+    click.option("--retry-on", metavar="LIST", help="Retry these exit codes and classes: 1,134,oom. [by class]"),
+    click.option("--no-retry-on", metavar="LIST", help="Don't retry these exit codes and classes: 42,hang."),
+    click.option("--stall-timeout", metavar="TIME", help="End it when it does nothing for so long. [never]"),
     click.option(
         "--single-child", is_flag=True, default=None, help="Signals reach the command alone, not its process group."
     ),
     click.option(
-        "--rewrite",
-        multiple=True,
-        metavar="FROM:TO",
-        help="Signal that arrives as another one; TO 0 drops it. Repeatable.",
+        "--rewrite", multiple=True, metavar="FROM:TO", help="Signal that arrives as another one; TO 0 drops it."
     ),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
@@ -55,6 +67,8 @@ _OPTIONS = [
     click.option(
         "--pickles", type=click.Choice(["allow", "warn", "deny"]), help="Checkpoints whose pickles may run code. [warn]"
     ),
+    click.option("--health-port", metavar="[HOST:]PORT", help="Serve /healthz, /readyz and /metrics here."),
+    click.option("--heartbeat", metavar="FILE", help="Write this file every 2 s while the launcher is well."),
     click.option(
         "--file", "job_file", metavar="FILE", help="A YAML job file; flags and LAUNCHER_* variables win over it."
     ),
@@ -68,20 +82,33 @@ def job_options(command: Any) -> Any:
     return command
 
 
+def only_job_options(*names: str) -> Callable[[F], F]:
+    """Of these flags, those that one half of a job has, by the names of their parameters."""
+
+    def decorate(command: F) -> F:
+        own = len(getattr(command, "__click_params__", ()))
+        params = job_options(command).__click_params__
+        params[own:] = [each for each in params[own:] if each.name in names]
+        return command
+
+    return decorate
+
+
 def _run(
     ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]
 ) -> int:
-    from launcher import main_job
+    from launcher import main_job, report
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
-        flags["env"] = specs.parse_env(flags.pop("env"), environ)
-        flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-        spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
-        signals.drop(source for source, target in spec.rewrites().items() if not target)
-        return main_job.run(spec, settings, environ, signals).code
+        with report.early(settings, environ):
+            flags["env"] = specs.parse_env(flags.pop("env"), environ)
+            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+            signals.drop(spec.dropped())
+            return main_job.run(spec, settings, environ, signals).code
 
 
 def _run_command(kind: str) -> click.Command:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -212,14 +213,24 @@ def _differences(folder: Path, found: set[str], files: Iterable[File]) -> list[s
     return reasons
 
 
-def fetch_files(store: Store, manifest: Manifest, folder: Path, *, threads: int, on_bytes: OnBytes) -> None:
-    """All files of a checkpoint below `folder`, verified; goes on where an earlier call was cut off.
+def fetch_files(
+    store: Store, manifest: Manifest, folder: Path, *, threads: int, on_bytes: OnBytes, writable: bool = False
+) -> None:
+    """All files of a checkpoint below `folder`, verified; goes on where an earlier call was cut off. They are read-only, or
+    (`writable`) as they were, for their owner to change.
 
     Raises DigestMismatch with the file's name, StoreError, OSError.
     """
     prefix = layout.files(manifest.id)
     wanted = [
-        bulk.Wanted(prefix + file.path, file.size, str(folder / file.path), file.digest, file.blocks)
+        bulk.Wanted(
+            prefix + file.path,
+            file.size,
+            str(folder / file.path),
+            file.digest,
+            file.blocks,
+            file.mode | stat.S_IWUSR if writable else 0o444,
+        )
         for file in manifest.files
     ]
     _folders(wanted)

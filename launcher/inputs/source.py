@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,8 +42,9 @@ def check(url: str, revision: str, environ: dict[str, str]) -> str:
 
 
 def fetch(url: str, commit: str, folder: Path, environ: dict[str, str]) -> None:
-    """Puts the files of one commit into a new folder."""
+    """Puts the files of one commit into a folder, which is new afterwards."""
     what = f"Commit {commit} of {url} cannot be fetched"
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _git(["init", "--quiet", "--template=", str(folder)], environ, what)
     inside = ["-C", str(folder)]

@@ -21,7 +21,8 @@ class View:
     """The folder of a job's changes or copies. `release` removes it."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` must not exist."""
+        """What a launcher that was killed left in `folder` is removed."""
+        remove(folder)
         folder.mkdir(mode=0o755)
         self._folder = folder
         self._count = 0

@@ -5,9 +5,10 @@
   record.json     JobRecord
   events.jsonl    every event, appended
   result.json     Outcome of the last attempt
-  logs/           job.log (all output as it came), rank-R.log
+  logs/           job.log (all output as it came), attempt-N/ (what torchrun keeps of each rank)
   input-checkpoint/  output-checkpoint/  output/
   spool/          captures that are not stored yet
+  salvage/        attempt-N/: what would have misled attempt N in the output directory
   unstored        there from before the job starts until everything whole that it wrote is in the store
 """
 
@@ -17,18 +18,23 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from launcher import names
-from launcher.errors import AccessDenied, JobNotFound, LocalResourceError, NoSpace, UsageError
-from launcher.ids import is_id, new_id
+from launcher.decoding import decode
+from launcher.errors import AccessDenied, JobNotFound, LocalResourceError, NoSpace, SettingsError, UsageError
+from launcher.ids import new_id
 from launcher.job.record import JobRecord, write_atomically
 from launcher.job.spec import JobSpec
+
+UPLOADER_GRACE = 10.0
+"""Seconds that the uploader of a launcher which was killed gets to end; it ends with its input."""
 
 
 class JobFolder:
@@ -40,30 +46,48 @@ class JobFolder:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, data_dir: str, spec: JobSpec, redacted: JobSpec) -> tuple[JobFolder, JobRecord]:
-        """A new job of this name. UsageError when a job of this name is running here now."""
+    def create(
+        cls, data_dir: str, spec: JobSpec, redacted: JobSpec, identifier: str = ""
+    ) -> tuple[JobFolder, JobRecord]:
+        """A new job of this name, or the next start of the one with this id, which may be here already.
+
+        UsageError when it, or another job of this name, is running now, or when the id is another job's.
+        """
         parent = Path(data_dir, "jobs", names.key(spec.name))
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unusable(parent, error) from error
+        folder = cls(parent / (identifier or new_id()))
         with _held(parent.parent / ".lock"):
             for other in _ids(parent):
-                if cls(parent / other).running():
-                    raise UsageError(
-                        what=f"A job named {spec.name!r} is running already.",
-                        hint=f"Choose another name, or stop it: launcher training stop {spec.name}",
-                    )
-            folder = cls(parent / new_id())
+                if other != folder.id and cls(parent / other).running():
+                    raise _running(cls(parent / other), spec.name)
+            for found in parent.parent.glob(f"*/{folder.id}/record.json") if identifier else ():
+                if found.parent.parent != parent:
+                    name = found.parent.parent.name.replace("!", "/")
+                    raise UsageError(what=f"The id {identifier} is the job {name!r}'s.", hint="Choose another id.")
             try:
-                folder.path.mkdir()
-                folder._acquire()
                 for part in ("logs", "spool"):
-                    (folder.path / part).mkdir()
-                record = JobRecord(id=folder.id, name=spec.name, created=time.time(), spec=redacted)
-                folder.write(record)
+                    (folder.path / part).mkdir(parents=True, exist_ok=True)
+                taken = folder.take()
             except OSError as error:
                 raise _unusable(folder.path, error) from error
+        if not taken and not folder.take(UPLOADER_GRACE):
+            raise _running(folder, spec.name)
+        try:
+            if (folder.path / "record.json").exists():
+                record = folder.read()
+                record.spec = redacted
+            else:
+                record = JobRecord(id=folder.id, name=spec.name, created=time.time(), spec=redacted)
+            (folder.path / "result.json").unlink(
+                missing_ok=True
+            )  # It is of an attempt that is not the last one any more.
+            folder.write(record)
+        except OSError as error:
+            folder.close()
+            raise _unusable(folder.path, error) from error
         return folder, record
 
     @classmethod
@@ -73,10 +97,9 @@ class JobFolder:
         ids = _ids(parent)
         if ids:
             return cls(parent / ids[-1])
-        if is_id(name):
-            for folder in every(data_dir):
-                if folder.id == name:
-                    return folder
+        for folder in every(data_dir):
+            if folder.id == name:
+                return folder
         known = {folder.path.parent.name.replace("!", "/") for folder in every(data_dir)}
         from launcher.settings import nearest
 
@@ -91,7 +114,7 @@ class JobFolder:
             try:
                 self._acquire()
             except BlockingIOError:
-                if time.monotonic() > deadline or _lives(self.owner()):
+                if time.monotonic() > deadline or self._launcher_lives():
                     return False
                 time.sleep(0.02)
             else:
@@ -105,8 +128,14 @@ class JobFolder:
             os.close(fd)
             raise
         os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        os.write(fd, f"{os.getpid()} {os.uname().nodename}\n".encode())
         self._lock = fd
+
+    def _launcher_lives(self) -> bool:
+        """Whether the launcher that wrote the lock file lives, as far as can be seen from here: another host's counts as
+        alive, as who holds the lock there is not known."""
+        pid, host = self._holder()
+        return host != os.uname().nodename or _lives(pid)
 
     @property
     def lock(self) -> int:
@@ -148,13 +177,22 @@ class JobFolder:
         return False
 
     def owner(self) -> int | None:
-        """The process id of the launcher that holds this job."""
-        if not self.running():
-            return None
+        """The process id of the launcher that holds this job, where that is on this host."""
+        pid, host = self._holder()
+        return pid if self.running() and host == os.uname().nodename else None
+
+    def holder(self) -> str:
+        """Who holds this job, in words."""
+        pid, host = self._holder()
+        return f"process {pid} on {host}" if pid else "another process"
+
+    def _holder(self) -> tuple[int | None, str]:
+        """What the lock file says: process id and host (this one, where an older release wrote it)."""
         try:
-            return int((self.path / "lock").read_text())
-        except ValueError:
-            return None
+            pid, _, host = (self.path / "lock").read_text().strip().partition(" ")
+            return int(pid), host or os.uname().nodename
+        except (OSError, ValueError):
+            return None, os.uname().nodename
 
     def read(self) -> JobRecord:
         """The record as last written."""
@@ -170,6 +208,38 @@ class JobFolder:
         shutil.rmtree(self.path)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
+
+
+def given_id(environ: Mapping[str, str]) -> str:
+    """The id under which whoever starts the launcher wants its job to start, or to start again ($LAUNCHER_JOB_ID), or nothing.
+
+    A job finds its own id under the same name. Where LAUNCHER_ATTEMPT is set too, this is a launcher inside of a job, whose
+    own job is a new one. Raises SettingsError.
+    """
+    given = environ.get("LAUNCHER_JOB_ID", "")
+    if not given or "LAUNCHER_ATTEMPT" in environ:
+        return ""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", given):
+        raise SettingsError(
+            what=f"LAUNCHER_JOB_ID={given!r} is no job id.",
+            hint="It has 1 to 63 letters, digits and . _ - and begins with a letter or digit.",
+        )
+    return given
+
+
+def interrupted(data_dir: str, redacted: JobSpec) -> str:
+    """The id of the newest job of this name here, where it is the same job (command, inputs, repository) and did not come to
+    its end: a container that is started again with the job folder of the one before goes on with it."""
+    ids = _ids(Path(data_dir, "jobs", names.key(redacted.name)))
+    if not ids:
+        return ""
+    record = JobFolder(Path(data_dir, "jobs", names.key(redacted.name), ids[-1])).read()
+    earlier, outcome = record.spec, record.outcome
+    same = all(
+        getattr(earlier, field) == getattr(redacted, field)
+        for field in ("command", "checkpoint", "repository_url", "repository_revision")
+    )
+    return ids[-1] if same and (outcome is None or outcome.code or outcome.stopped) else ""
 
 
 def of_name(data_dir: str, name: str) -> Iterator[JobFolder]:
@@ -196,12 +266,28 @@ def _lives(pid: int | None) -> bool:
         return False
 
 
+class _Birth(msgspec.Struct):
+    created: float
+
+
 def _ids(parent: Path) -> list[str]:
+    """The ids of the jobs whose folders lie in `parent`, oldest first."""
     try:
         found = os.listdir(parent)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(name for name in found if is_id(name) and os.path.exists(parent / name / "record.json"))
+    ages = {}
+    for name in found:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            ages[name] = decode((parent / name / "record.json").read_bytes(), _Birth).created
+    return sorted(ages, key=lambda name: (ages[name], name))
+
+
+def _running(folder: JobFolder, name: str) -> UsageError:
+    return UsageError(
+        what=f"A job named {name!r} is running already ({folder.holder()}).",
+        hint=f"Choose another name, or stop it: launcher training stop {name}",
+    )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from launcher.job.failure import Failure
 from launcher.job.spec import JobSpec
 
 Origin = Literal["job", "launcher", "platform"]
@@ -18,19 +19,33 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     code: int
     origin: Origin
     cause: str
-    """One sentence."""
+    """What happened, for people."""
+    failure: Failure = ""
+    """The class of the failure: oom, rendezvous, hang, exception, exit, signal, stopped, launcher; empty: it did not fail."""
     kind: str = "exit"
     """exit, signal, or the `kind` of the launcher's error."""
     signal: str | None = None
     """The signal that ended the job, or that asked it to stop."""
     rank: int | None = None
+    """The rank that failed first."""
+    node: str = ""
+    """The host that it ran on."""
+    traceback: str = ""
+    """What its output ended with: a Python traceback, or the stack of a crash; at most some 16,000 characters."""
     retryable: bool = False
+    """Whether starting it again can help, by its class and --retry-on, --no-retry-on."""
     stopped: bool = False
     """A stop was asked for (a signal, `training stop`)."""
     last_step_seen: int | None = None
+    """The last step of which something was written."""
     last_step_committed: int | None = None
+    """The last step whose checkpoint is in the store."""
     bytes_not_stored: int = 0
+    """Of whole checkpoints, which `launcher recover` stores."""
     hint: str = ""
+    """What to do about it, for people."""
+    next: str = ""
+    """The command to go on with; empty where there is nothing to go on with."""
 
 
 class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +82,11 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Further folders that are watched."""
     world_size: int | None = None
     """Processes that write, where known."""
+    resumed: str = ""
+    """Id of the checkpoint that it went on from; empty where it began at the beginning, or on its own."""
+    resumed_path: str = ""
+    """Where that lay, below the output directory."""
+    resumed_step: int | None = None
     bytes_sent: int = 0
     """Of checkpoints, to the store."""
     bytes_saved: int = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +15,13 @@ import msgspec
 from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
 from launcher.job import keep as rules
+from launcher.job import restarts
 from launcher.job import rewrite as rewriting
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
 Device = Literal["auto", "cpu", "cuda", "rocm"]
-RunnerName = Literal["process", "docker", "entrypoint"]
+RunnerName = Literal["process", "docker", "entrypoint", "sidecar"]
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +52,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     launch: Literal["auto", "torchrun", "exec"] = "auto"
     """auto: Python scripts and modules by torchrun, anything else as it is."""
     runner: RunnerName = "process"
-    """process: on this machine; docker: in a container of the local engine."""
+    """process: on this machine; docker: in a container of the local engine; entrypoint and sidecar: said by those commands."""
     image: str = ""
     """Docker runner: the image; it needs the job's libraries, not the launcher."""
     user: str = ""
@@ -70,8 +73,23 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Branch, tag or commit of it."""
     watch: tuple[str, ...] = ()
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
+    resume: str = "auto"
+    """Where the job goes on. auto: a job that is started again, from its newest whole checkpoint that can be; never; same-job:
+    also a new job, from the one of this name before it; or any checkpoint: REF."""
     grace: Seconds = 30.0
-    """From a stop request to the kill."""
+    """From a stop request to the end of all: the job's, of storing what it saved, and the launcher's own."""
+    time_limit: Seconds = 0.0
+    """How long the launcher may take in all: it asks the job to stop when only the grace is left. Default: no limit."""
+    stop_signal: tuple[Literal["USR1", "USR2", "QUIT"], ...] = ()
+    """Signals that ask for a stop beside TERM, INT and HUP, such as Slurm's early one (--signal=B:USR1@120)."""
+    max_restarts: Annotated[int, msgspec.Meta(ge=0, le=10000)] = 0
+    """How often a failed job is started again from its last good checkpoint, if its failure is one that is retried."""
+    retry_on: str = ""
+    """Exit codes and classes of failure that are retried, whatever the default: 1,134,64-78,oom."""
+    no_retry_on: str = ""
+    """Exit codes and classes of failure that are not retried, whatever the default: 42,hang."""
+    stall_timeout: Seconds = 0.0
+    """A job that for so long prints nothing, writes no file and uses no processor hangs, and is ended. Default: never."""
     single_child: bool = False
     """Signals reach the command's own process alone, not its whole process group."""
     rewrite: tuple[str, ...] = ()
@@ -88,17 +106,43 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """When they would hold more: keep-all says so and keeps every one; newest drops the oldest that waits, by name."""
     pickles: Literal["allow", "warn", "deny"] = "warn"
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
+    health_port: str = ""
+    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
+    heartbeat: str = ""
+    """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
 
     def rewrites(self) -> dict[int, int]:
         """`rewrite` parsed, as numbers. Raises ValueError, which `load` has done before."""
         return rewriting.parse(self.rewrite)
 
+    def dropped(self) -> list[int]:
+        """The signals that `rewrite` drops."""
+        return [source for source, target in self.rewrites().items() if not target]
+
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
         return rules.parse(self.keep) if self.keep else None
 
+    def stop_signals(self) -> tuple[int, ...]:
+        """The numbers of `stop_signal`."""
+        return tuple(signal.Signals[f"SIG{each}"] for each in self.stop_signal)
 
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch"})
+    def health_address(self) -> tuple[str, int] | None:
+        """`health_port` as host and port; None where nothing is served. Raises ValueError, which `load` has done before.
+
+        A container's probes come from outside of it, so an entrypoint listens on every address; nobody else does.
+        """
+        if not self.health_port:
+            return None
+        host, _, port = self.health_port.rpartition(":")
+        if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+            raise ValueError(f"{self.health_port!r} is no address; write 9400, 0.0.0.0:9400 or [::]:9400")
+        return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
+
+
+RESUME = frozenset({"auto", "never", "same-job"})
+"""The values of `resume` that are no reference."""
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch", "stop_signal"})
 
 
 def load(
@@ -162,7 +206,7 @@ def _check(spec: JobSpec) -> list[str]:
         names.check(spec.name, "job name")
     except LauncherError as error:
         mistakes.append(error.text)
-    if not spec.command:
+    if not spec.command and spec.runner != "sidecar":
         mistakes.append("no command: write it after --, as in `-- script.py --epochs 3`")
     if spec.runner == "docker" and not spec.image:
         mistakes.append("--runner docker needs --image IMAGE (one that has the job's libraries)")
@@ -180,6 +224,13 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append(f"--rewrite: {error}")
     if (spec.rewrite or spec.single_child) and spec.runner == "docker":
         mistakes.append("--rewrite and --single-child are not for --runner docker: the engine passes signals on")
+    mistakes += restarts.mistakes(spec.retry_on, spec.no_retry_on)
+    if 0 < spec.time_limit <= spec.grace:
+        mistakes.append(f"--time-limit {spec.time_limit:g}s is used up by --grace {spec.grace:g}s: it must be longer")
+    try:
+        spec.health_address()
+    except ValueError as error:
+        mistakes.append(f"--health-port: {error}")
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"

@@ -53,8 +53,9 @@ class Collector:
         self._waiting: list[Capture] = []
         self._current: Capture | None = None
         self._closing = self._stopped = False
-        self._stalled = False
+        self.stalled = False
         """The store took nothing last time."""
+        self._asking = False
         self._tried_again = False
         """At the end, what was put aside is tried once more."""
         self.pending: list[tuple[Capture, str]] = []
@@ -62,6 +63,10 @@ class Collector:
         self.stored: list[Stored] = []
         self.skipped: list[tuple[str, str]] = []
         """(name, reason)"""
+        self.captured = 0
+        """How many were put."""
+        self.captured_at = self.stored_at = 0.0
+        """When the last one was put, and when the last one was stored: Unix seconds."""
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._thread.start()
 
@@ -69,7 +74,8 @@ class Collector:
         """Queues a capture that is in the spool. Never waits for the store."""
         with self._changed:
             self._waiting.append(capture)
-            held = self._held()
+            self.captured, self.captured_at = self.captured + 1, time.time()
+            held = self.held
             excess = self._spool.excess(self._waiting, held)
             self._waiting = [each for each in self._waiting if each not in excess]
             self._changed.notify()
@@ -106,9 +112,27 @@ class Collector:
         left = captures.load(self._spool.path)
         return [(capture, reasons.get(capture.id, "storing was stopped")) for capture in left]
 
-    def _held(self) -> int:
-        known = [*self._waiting, *(capture for capture, _ in self.pending), *([self._current] if self._current else [])]
-        return sum(capture.size for capture in known)
+    @property
+    def held(self) -> int:
+        """Bytes that are captured and not stored yet."""
+        return sum(capture.size for capture in self.waiting())
+
+    def waiting(self) -> list[Capture]:
+        """What is captured and not stored yet, whatever it waits for. From any thread."""
+        with self._changed:
+            known = [*self._waiting, *(capture for capture, _ in self.pending)]
+            known += [self._current] if self._current else []
+        return list({capture.id: capture for capture in known}.values())
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs; after `drain` it does not."""
+        return self._thread.is_alive()
+
+    @property
+    def storing(self) -> int | None:
+        """The uploader's process id while it stores something."""
+        return self._uploader.pid if self._asking else None
 
     def _run(self) -> None:
         with self._changed:
@@ -116,7 +140,9 @@ class Collector:
             if not self._closing:
                 self._uploader.start()
         while capture := self._next():
+            self._asking = True
             answer = self._ask(capture)
+            self._asking = False
             if answer:
                 self._take(capture, answer)
         self._uploader.close()
@@ -125,7 +151,7 @@ class Collector:
         """The next capture to store, oldest first; None at the end."""
         with self._changed:
             self._current = None
-            if self._stalled and not self._closing:
+            if self.stalled and not self._closing:
                 self._changed.wait(_PATIENCE)
             while not self._waiting and not self._closing:
                 self._changed.wait()
@@ -152,6 +178,7 @@ class Collector:
         match answer:
             case Stored():
                 self.stored.append(answer)
+                self.stored_at = time.time()
                 # In this order: after a crash in between, recovery finds the capture, and its commit by the same id.
                 try:
                     self._on_committed(answer)
@@ -159,7 +186,7 @@ class Collector:
                     self._emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
                 captures.discard(capture.id, self._spool.path)
                 self._tell(answer)
-                self._stalled = False
+                self.stalled = False
             case Superseded(reason):
                 captures.discard(capture.id, self._spool.path)
                 self.skipped.append((capture.name, reason))
@@ -171,7 +198,7 @@ class Collector:
                 self.skipped.append((capture.name, reason))
                 self._emit(event("checkpoint-skipped", f"Not collected: {reason}", "warning", name=capture.name))
             case Failed():
-                if not self._stalled:
+                if not self.stalled:
                     text = f"{capture.name} is not stored yet: {answer.reason}"
                     self._emit(event("checkpoint-pending", text, "warning", error=answer.kind))
                 self._wait_for_better(capture, answer)
@@ -182,12 +209,12 @@ class Collector:
         with self._changed:
             if not failed.store:
                 self.pending.append((capture, failed.reason))
-            elif self._stalled and self._closing:
+            elif self.stalled and self._closing:
                 self.pending += [(each, failed.reason) for each in (capture, *self._waiting)]
                 self._waiting, self._tried_again = [], True
             else:
                 self._waiting.insert(0, capture)
-                self._stalled = True
+                self.stalled = True
 
     def _tell(self, stored: Stored) -> None:
         facts: dict[str, Any] = {

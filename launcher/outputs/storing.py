@@ -105,7 +105,7 @@ def main() -> None:
     if task.yields:
         yield_to_the_job()
     captures: queue.SimpleQueue[Capture] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sys.stdin.buffer, captures, task.job), daemon=True).start()
+    threading.Thread(target=_read, args=(sys.stdin.buffer, captures, task), daemon=True).start()
     store = Store.open(task.settings, configuration.process_environment())
     throttle, earlier = Throttle(task.bandwidth), Earlier()
     while True:
@@ -113,7 +113,7 @@ def main() -> None:
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], job: str) -> None:
+def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], task: Task) -> None:
     for line in lines:
         if line == b"\n":
             os._exit(0)  # An upload that nobody waits for any more ends here.
@@ -122,7 +122,8 @@ def _read(lines: IO[bytes], captures: queue.SimpleQueue[Capture], job: str) -> N
         os.setpriority(
             os.PRIO_PROCESS, 0, 0
         )  # There is nobody to yield to. This thread only; without a privilege, not even it.
-    end_job(job, LEFTOVER_GRACE)
+    if task.ends_job:
+        end_job(task.job, LEFTOVER_GRACE)
     os._exit(1)
 
 

@@ -34,13 +34,14 @@ _END = 5.0
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What the uploader works for. `job`: the job's id; `bandwidth`: bytes a second, 0 without a cap; `yields`: to the job,
-    which runs."""
+    which runs; `ends_job`: a job ends with its launcher, here by this."""
 
     settings: Settings
     job: str
     bandwidth: int = 0
     pickles: Policy = "warn"
     yields: bool = True
+    ends_job: bool = True
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -34,7 +34,8 @@ _TICK = 0.2
 """Seconds between looks at the clock while something is not settled, at most; a quarter of the settle time where less."""
 _SOON = 0.001
 """Seconds until a file that is still open is looked at again at first; each time twice as long, up to the settle time."""
-_LONG = 60.0
+LONGEST_PAUSE = 60.0
+"""Seconds that it sleeps at most."""
 _NICE = -10
 
 
@@ -90,6 +91,13 @@ class Watcher:
         self._hurrying = False
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.beat = time.monotonic()
+        """When its thread last did something (monotonic): at least every `LONGEST_PAUSE`, and often while it is at work."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def last_step(self) -> int | None:
@@ -101,12 +109,19 @@ class Watcher:
         """(name, reason) of what was seen and could not be captured."""
         return [(name, reason) for (name, _), reason in self._reported.items()]
 
-    def start(self) -> None:
-        """Begins to watch. What lies in the folders already is not the job's doing unless it changes."""
+    def start(self, *, new: bool = False) -> None:
+        """Begins to watch. What lies in the folders already is not the job's doing unless it changes, or with `new`."""
         for root in self._roots:
-            self._attach(root, new=False)
+            self._attach(root, new=new)
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
+
+    def quiet(self) -> float | None:
+        """Seconds since something changed in the folders; 0 while a change is not settled, None where nothing ever was."""
+        found = [candidate for root in self._roots for candidate in list(root.candidates.values())]
+        if not found or any(candidate.dirty for candidate in found):
+            return 0.0 if found else None
+        return time.monotonic() - max(candidate.changed for candidate in found)
 
     def adopt(self) -> None:
         """For recovery: whatever lies in the folders is looked at by `finish`."""
@@ -176,6 +191,7 @@ class Watcher:
             poll.poll(self._pause() * 1000)
             if self._stopping:
                 return
+            self.beat = time.monotonic()
             for root in self._roots:
                 try:
                     self._attend(root)
@@ -193,7 +209,7 @@ class Watcher:
         dirty = any(candidate.dirty for root in self._roots for candidate in list(root.candidates.values()))
         if missing or dirty:
             return self._tick
-        return min(_LONG, *(max(root.wait(now), 0.01) for root in self._roots))
+        return min(LONGEST_PAUSE, *(max(root.wait(now), 0.01) for root in self._roots))
 
     def _attend(self, root: Root) -> None:
         if root.path not in self._places:
@@ -212,7 +228,7 @@ class Watcher:
         """What must not wait, also in the middle of a walk through a large folder: events, and the looks they ask for."""
         if self._hurrying:
             return
-        self._hurrying = True
+        self._hurrying, self.beat = True, time.monotonic()
         try:
             self._follow_again()
             for root in self._roots:

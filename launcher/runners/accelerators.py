@@ -1,7 +1,7 @@
 """Which accelerators this machine has, without importing a training library.
 
-NVIDIA through NVML, AMD through the kernel's topology files (amdkfd). Never run on real hardware: no machine with an
-accelerator was at hand, the tests give recorded answers.
+NVIDIA through NVML: counted as torch counts on an H100, for ten values of CUDA_VISIBLE_DEVICES (tests/campaigns/accelerator.py).
+AMD through the kernel's topology files (amdkfd): never run on real hardware, the tests give recorded answers.
 
 Intel GPUs (XPU) are left out. The kernel's files tell an Intel render node from others, but not a laptop's integrated
 graphics, which is no training device, from an accelerator: that takes Level Zero, a library that need not be there. So a
@@ -113,8 +113,9 @@ def _text(answer: str | bytes) -> str:
 def _cuda_visible(gpus: Sequence[_Device], variable: str | None) -> list[_Device]:
     """What CUDA enumerates (its programming guide and MIG guide; torch.cuda reads the variable by the same rules).
 
-    Indexes or UUIDs, not both; UUIDs may be shortened; the list ends at the first entry that is no device; an entry given
-    twice hides all. With MIG, a process sees one instance, whatever is listed, and no whole GPU beside it.
+    Indexes or UUIDs, not both; UUIDs as NVML writes them, and may be shortened; the list ends at the first entry that is no
+    device; an entry given twice hides all. With MIG, a process sees one instance, whatever is listed, and no whole GPU
+    beside it.
     """
     if variable is not None and variable.startswith("MIG-"):
         wanted = variable.split(",")[0].strip()
@@ -175,7 +176,7 @@ def _rocm_visible(gpus: Sequence[_Device], env: Mapping[str, str]) -> list[_Devi
     visible = list(gpus)
     for variable in ("ROCR_VISIBLE_DEVICES", _hip_variable(env)):
         if variable in env:
-            indexes = _indexes(visible, env[variable].split(","))
+            indexes = _indexes(visible, env[variable].split(","), fold_case=True)
             count = next((place for place, index in enumerate(indexes) if index in indexes[:place]), len(indexes))
             visible = [visible[index] for index in indexes[:count]]
     return visible
@@ -185,7 +186,7 @@ def _hip_variable(env: Mapping[str, str]) -> str:
     return "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in env else "CUDA_VISIBLE_DEVICES"
 
 
-def _indexes(devices: Sequence[_Device], entries: Iterable[str]) -> list[int]:
+def _indexes(devices: Sequence[_Device], entries: Iterable[str], *, fold_case: bool = False) -> list[int]:
     """The places of the devices that the entries of a variable mean, up to the first entry that means none."""
     indexes = []
     for entry in entries:
@@ -194,8 +195,8 @@ def _indexes(devices: Sequence[_Device], entries: Iterable[str]) -> list[int]:
         if number:
             matches = [int(number[1])] if int(number[1]) < len(devices) else []
         else:
-            prefix = entry.lower()
-            matches = [place for place, each in enumerate(devices) if prefix and each.uuid.lower().startswith(prefix)]
+            fold = str.lower if fold_case else str
+            matches = [place for place, each in enumerate(devices) if entry and fold(each.uuid).startswith(fold(entry))]
         if len(matches) != 1:
             break
         indexes += matches

@@ -126,7 +126,9 @@ class Container:
     rung = "engine"
     guarantee = "the Docker engine binds the input read-only; the job has no capabilities and cannot gain privileges"
 
-    def __init__(self, client: Any, request: dict[str, Any], *, log: Path, ranks: int = 1) -> None:
+    def __init__(
+        self, client: Any, request: dict[str, Any], *, log: Path, ranks: int = 1, rank_logs: Path | None = None
+    ) -> None:
         """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
         from docker.errors import APIError, DockerException
         from docker.types import DeviceRequest, Mount
@@ -146,7 +148,9 @@ class Container:
         self._failure = ""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log)
+            if ranks > 1
+            else None
         )
         self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
         try:
@@ -212,11 +216,29 @@ class Container:
         with contextlib.suppress(DockerException):
             self._container.kill(signal=number)
 
-    def kill(self) -> None:
-        self.signal(9)
-
     def members(self) -> list[int]:
         return []
+
+    def cpu_seconds(self) -> float | None:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        with contextlib.suppress(DockerException, RequestException, KeyError):
+            stats = self._client.api.stats(self._container.id, stream=False, one_shot=True)
+            return float(stats["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
+        return None
+
+    def waiting(self) -> list[str]:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        with contextlib.suppress(DockerException, RequestException):
+            rows = self._container.top(ps_args="-eo pid,stat,wchan:40,comm")["Processes"]
+            return [f"{name} ({pid}) in {where}, state {state[0]}" for pid, state, where, name in rows]
+        return []
+
+    def kill(self) -> None:
+        self.signal(9)
 
     def close(self) -> list[str]:
         from docker.errors import DockerException

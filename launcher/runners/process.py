@@ -13,10 +13,11 @@ from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs.protection import Protection, program
+from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
 from launcher.runners.signals import SUSPENDING
-from launcher.runners.tree import Tree, become_subreaper, name
+from launcher.runners.tree import Tree, become_subreaper, described
 
 
 class Process:
@@ -31,6 +32,7 @@ class Process:
         protection: Protection,
         log: Path,
         ranks: int = 1,
+        rank_logs: Path | None = None,
         grace: float = 30.0,
         single_child: bool = False,
         rewrite: Mapping[int, int] | None = None,
@@ -74,7 +76,9 @@ class Process:
             Pump(err_reader, sys.stderr.fileno(), self._log),
         ]
         self._ranks = (
-            RankLogs(log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log) if ranks > 1 else None
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log)
+            if ranks > 1
+            else None
         )
         self.fd = os.pidfd_open(self._process.pid)
         # Job control: what stops a launcher that runs a job stops the job first.
@@ -104,7 +108,8 @@ class Process:
             code = self._tree.poll()
             if code is not None:
                 number = -self._process.returncode
-                self._exit = Exit(code, number if number > 0 else None)
+                survivors = tuple(described(pid) for pid in self._tree.members())
+                self._exit = Exit(code, number if number > 0 else None, survivors=survivors)
             elif self._tree.code is not None and not self._lingers:
                 # From now on SIGCHLD and time tell when to look: a pidfd of what has ended is readable for ever.
                 self._lingers = True
@@ -122,6 +127,12 @@ class Process:
     def members(self) -> list[int]:
         return self._tree.members()
 
+    def cpu_seconds(self) -> float | None:
+        return stall.cpu_seconds(self.members())
+
+    def waiting(self) -> list[str]:
+        return stall.waiting(self.members())
+
     def close(self) -> list[str]:
         if self._fds:
             for number, handler in self._handlers.items():
@@ -134,4 +145,4 @@ class Process:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             self._fds = []
-        return [*self._tree.left, *(f"{name(pid)} ({pid}), which survived" for pid in self._tree.members())]
+        return self._tree.left

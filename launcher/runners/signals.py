@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -28,41 +29,27 @@ class Signals:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.stop: int | None = None
-        """The first stop request."""
-        self._came: list[int] = []
+        self.since = time.monotonic()
+        """When catching began (monotonic)."""
+        self.taken = self.since
+        """When somebody last took them (monotonic): the loop that does it lives."""
+        self._came: list[tuple[int, float]] = []
         self._dropped: frozenset[int] = frozenset()
 
     def came(self, number: int) -> None:
         """Takes note of a signal; the handler's part."""
-        if number in self._dropped:
-            return
-        self._came.append(number)
-        if number in STOPS and self.stop is None:
-            self.stop = number
+        self._came.append((number, time.monotonic()))
 
     def drop(self, numbers: Iterable[int]) -> None:
-        """From now on, and of what came already, these are as if they had never come (`--rewrite HUP:0`)."""
+        """From now on these are as if they never came (`--rewrite HUP:0`)."""
         self._dropped = frozenset(numbers)
-        if self.stop in self._dropped:
-            self.stop = None
-        came, self._came = self._came, []
-        for number in came:
-            self.came(number)
 
-    def take(self) -> list[int]:
-        """What came since the last call."""
+    def take(self) -> list[tuple[int, float]]:
+        """What came since the last call: number, and when (monotonic)."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.fd, 4096)
-        came, self._came = self._came, []
-        return came
-
-    def check(self) -> None:
-        """Between the steps of a preparation: raises Preempted once a stop was asked for."""
-        if self.stop:
-            from launcher.errors import Preempted
-
-            raise Preempted(signal=signal.Signals(self.stop).name)
+        came, self._came, self.taken = self._came, [], time.monotonic()
+        return [each for each in came if each[0] not in self._dropped]
 
 
 @contextlib.contextmanager

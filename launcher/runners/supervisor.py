@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 import select
 import signal
 import time
+from collections.abc import Callable
 
-from launcher.events import Emit, event
+from launcher.events import Emit, Event, event
 from launcher.runners.running import Exit, Running
-from launcher.runners.signals import STOPS, Signals
-from launcher.runners.tree import TICK
+from launcher.runners.stopping import TICK, Reserve, Stop, Stops
+from launcher.runners.tree import described
 from launcher.text import duration
 
+_DYING = 2.0
+"""Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
 
-def supervise(running: Running, signals: Signals, *, grace: float, emit: Emit) -> Exit:
-    """Returns how the job ended, at the latest `grace` + 2 seconds after a stop request.
 
-    The first stop request (SIGTERM, SIGINT, SIGHUP) is passed to the job, which has `grace` seconds; a second one, or the
-    end of the grace, kills it. Other signals are passed on as they are.
+def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] = Reserve, emit: Emit) -> Exit:
+    """Returns how the job ended, at the latest 2 seconds after it was killed.
+
+    A stop request is told to the job by the stop file, then by a signal. What it is promised is the grace without what storing
+    needs when it has saved once more. It is killed when less is left than storing needs for what waits: as long as nothing
+    does, killing it would only lose what it is saving. It is killed at once when SIGTERM, SIGINT or SIGHUP come again. Other
+    signals are passed on as they are.
     """
     poll = select.poll()
     poll.register(running.fd, select.POLLIN)
-    poll.register(signals.fd, select.POLLIN)
-    deadline: float | None = None
-    killed: float | None = None
+    poll.register(stops.fd, select.POLLIN)
+    promised = killed = 0.0
     while True:
-        for number in signals.take():
-            if number not in STOPS:
-                running.signal(number)
-            elif deadline is None:
-                deadline = time.monotonic() + grace
-                emit(
-                    event(
-                        "stop-requested",
-                        f"{signal.Signals(number).name}: the job has {duration(grace)} to end; a second signal ends it now",
-                        "warning",
-                        signal=signal.Signals(number).name,
-                        grace=grace,
-                    )
-                )
-                running.signal(number)
-            elif killed is None:
-                emit(event("killed", f"{signal.Signals(number).name} again: ending the job now", "warning"))
-                running.kill()
-                killed = time.monotonic()
-        if (ended := running.poll()) is not None:
-            return ended
+        for number in stops.take():
+            running.signal(number)
         now = time.monotonic()
-        if deadline is not None and killed is None and now >= deadline:
-            emit(event("killed", f"The job did not end within {duration(grace)}: killing it", "warning"))
-            running.kill()
-            killed = now
-        if killed is not None and now > killed + 2:
-            return Exit(128 + signal.SIGKILL, signal.SIGKILL)
-        poll.poll(TICK * 1000)
+        if stops.request and not promised:
+            seconds = max(stops.left - reserve().then, 0.0)
+            promised = now + seconds
+            stops.tell(seconds)
+            running.signal(stops.request.told)
+            emit(_asked(stops.request, seconds, max(stops.left - seconds, 0.0)))
+        if (ended := running.poll()) is not None:
+            return dataclasses.replace(ended, killed=killed > 0)
+        rest = max(promised - now, stops.left - reserve().now)
+        if rest <= 0 or stops.insisted:
+            if not killed:
+                killed = now
+                emit(_killed(again=rest > 0))
+            running.kill()  # Each time round: what it starts meanwhile must end too.
+            if now > killed + _DYING:
+                alive = tuple(described(pid) for pid in running.members())
+                return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, survivors=alive)
+        poll.poll(20 if killed else max(min(TICK, rest), 0.01) * 1000)
+
+
+def _asked(request: Stop, job: float, storing: float) -> Event:
+    text = (
+        f"{request.reason}: the job has {duration(job)} to end, and {duration(storing)} are left to store what it saves"
+    )
+    text += "; a second signal ends it now"
+    return event("stop-requested", text, "warning", reason=request.reason, deadline=request.deadline, job=round(job, 3))
+
+
+def _killed(*, again: bool) -> Event:
+    text = "Asked again: killing the job now" if again else "The job did not end within its time: killing it"
+    return event("killed", f"{text}. What it saved is stored still; one more signal gives that up too", "warning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -97,6 +98,12 @@ def check_command(command: Sequence[str], work_dir: str) -> None:
         path = os.path.join(work_dir, script)
         if not os.path.exists(path):
             raise CommandNotFound(command=script, hint=f"There is no {path}; the command runs in {work_dir}.")
+
+
+def patience(grace: float) -> dict[str, str]:
+    """For a torchrun that the job starts itself: it kills its workers 30 s after a stop unless it is told otherwise (from torch
+    2.12 on). The one that we start does not at all, see `agent`."""
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace))}
 
 
 def environment(accels: int, cores: int) -> dict[str, str]:

@@ -19,11 +19,13 @@ LEFTOVER_GRACE = 5.0
 IDLE = 3.0
 """Seconds after which a process that outlived the main process, and did nothing, counts as forgotten."""
 TICK = 0.25
-"""How often, in seconds, `Tree.poll` wants to be called once the main process has ended."""
+"""How often, in seconds, to call `Tree.poll` once the main process has ended."""
 _SUBREAPER = 36
-_WORK = 2
-"""Clock ticks of processor time (10 ms each) within `IDLE` that count as work: a slow upload takes as much, a daemon that
-waits does not."""
+_WORK = 6
+"""Clock ticks of processor time (10 ms each) within `IDLE` that count as work, 2 % of a core: two ranks that wait for each
+other in gloo use half of it (measured), who writes to a disk is in an uninterruptible wait meanwhile."""
+_DYING = 1.0
+"""Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
 
 
 class Tree:
@@ -106,8 +108,7 @@ class Tree:
         _send(self.members(), signal.SIGKILL)
 
     def _over(self) -> bool:
-        """After the main process's end: whether nothing is left, or nothing that could be ended (2 s after SIGKILL: a
-        process in an uninterruptible wait cannot be waited for)."""
+        """After the main process's end: whether nothing is left, or nothing that could be ended."""
         if not _children():
             return True
         found = _processes(self._spared())
@@ -116,7 +117,7 @@ class Tree:
         now = time.monotonic()
         if self._killed:
             _send(found, signal.SIGKILL)
-            return now > self._killed + 2
+            return now > self._killed + _DYING
         if not self._asked:
             work = sum(ticks for _, ticks in found.values())
             if abs(work - self._work) >= _WORK or any(state == "D" for state, _ in found.values()):
@@ -159,9 +160,10 @@ def reap(*keep: int | None) -> None:
 
 
 def end_job(job: str, grace: float) -> list[str]:
-    """Ends what is left of a job whose launcher is gone, by the LAUNCHER_JOB_ID that its processes inherited: SIGTERM to each
-    of them, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s after the SIGKILL (a process in an
-    uninterruptible wait cannot be waited for).
+    """Ends what is left of a job whose launcher is gone, by the LAUNCHER_JOB_ID that its processes inherited, with
+    LAUNCHER_ATTEMPT: whoever starts the launcher under an id of his own has only the first. SIGTERM to each of them, and
+    SIGKILL after `grace` seconds. Returns when none is left, or 2 s after the SIGKILL (a process in an uninterruptible wait
+    cannot be waited for).
 
     Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
     """
@@ -172,7 +174,8 @@ def end_job(job: str, grace: float) -> list[str]:
         for entry in os.listdir("/proc"):
             if entry.isdigit() and int(entry) != os.getpid():
                 with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
+                    inherited = file.read().split(b"\0")
+                    if mark in inherited and any(each.startswith(b"LAUNCHER_ATTEMPT=") for each in inherited):
                         found.append(int(entry))
         return found
 
@@ -194,6 +197,14 @@ def end_job(job: str, grace: float) -> list[str]:
 def descendants(spared: int | None = None) -> list[int]:
     """Process ids below this process that are not zombies, from /proc; without the spared child and what is below it."""
     return list(_processes(spared))
+
+
+def described(pid: int) -> str:
+    """A process in words: name, id and state (D: in an uninterruptible wait)."""
+    state = "gone"
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        state = file.read().rpartition(")")[2].split()[0]
+    return f"{name(pid)} ({pid}, state {state})"
 
 
 def name(pid: int) -> str:

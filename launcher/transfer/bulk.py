@@ -3,24 +3,31 @@
 A unit is a block of 16 MiB or a whole smaller file. It is written at its place in the preallocated file while its digest is
 taken, and fetched again (four times at most) where the digest is another one than the manifest's. A file that is there already,
 whole or begun, is read first: blocks whose digest is right are kept, so that after a crash a download goes on where it was.
+
+Everything is synced. The disk gets each unit to write as soon as it is there, so that little is left to wait for at the end, and
+small files are synced many together: the first one's sync commits what the file system has to note down about all of them.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from launcher.errors import StoreUnavailable
 from launcher.transfer.digest import BLOCK, CHUNK, of_blocks
+from launcher.transfer.lanes import Lanes
 from launcher.transfer.object_store import Moved, OnBytes, Readable
 from launcher.transfer.retry import call
 
 _TRIES = 5
 _TICK = 0.1
+_TOGETHER = 128
+"""Small files that are open and synced together."""
+_SYNC_FILE_RANGE_WRITE = 2
 _END = 1.0
 """Seconds that the threads get to end after a failure; one that waits for the network is left to itself."""
 
@@ -34,6 +41,8 @@ class Wanted:
     destination: str
     digest: str = ""
     blocks: tuple[str, ...] = ()
+    mode: int = 0o444
+    """What the file may be used for when it is whole and durable; until then it is writable."""
 
 
 class Damaged(Exception):
@@ -49,25 +58,28 @@ def download(
 ) -> list[Moved]:
     """Downloads every object and returns what came, in the order asked. The destinations' folders must exist.
 
+    `threads`: requests at once, at most (see `lanes`); each takes 2 MiB of memory or less.
     `timeout`: seconds that one unit is tried again without a byte arriving. The first failure ends it, and is raised when
     the units in flight have ended: Damaged, Missing, StoreUnavailable, StoreError, AccessDenied, OSError (no space).
-    `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then made read-only
-    (0444).
+    `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then get their mode.
     """
-    files = [_File(place, each, timeout, on_bytes) for each in wanted]
+    wanted = list(wanted)
+    lanes, syncing = Lanes(threads), _Syncing()
+    files = [_File(place, each, timeout, on_bytes, lanes, syncing) for each in wanted]
     # The largest first: what is left at the end is small, and shared well.
     units = _units(sorted(files, key=lambda file: file.wanted.size, reverse=True))
     lock, failures = threading.Lock(), list[BaseException]()
 
     def work() -> None:
-        buffer = memoryview(bytearray(CHUNK))
         try:
             while not failures:
                 with lock:
-                    unit = next(units, None)
-                if unit is None:
+                    file, index = next(units, (None, 0))
+                if file is None:
                     return
-                unit[0].fetch(unit[1], buffer)
+                with lanes.one(file.length(index)):
+                    if not failures:
+                        file.fetch(index)
         except BaseException as error:
             failures.append(error)
 
@@ -90,6 +102,7 @@ def download(
             file.close()
     if failures:
         raise failures[0]
+    syncing.end()
     return [file.moved() for file in files]
 
 
@@ -107,6 +120,8 @@ class _File:
     wanted: Wanted
     timeout: float
     on_bytes: OnBytes
+    lanes: Lanes
+    syncing: _Syncing
     fd: int = -1
     kept: int = 0
     """Bytes that were there already and may be right."""
@@ -117,13 +132,16 @@ class _File:
     def count(self) -> int:
         return max(1, -(-self.wanted.size // BLOCK))
 
-    def fetch(self, index: int, buffer: memoryview) -> None:
-        """Brings one unit, verified; closes the file after its last one."""
+    def length(self, index: int) -> int:
+        """Bytes of a unit."""
+        return min(BLOCK, self.wanted.size - index * BLOCK)
+
+    def fetch(self, index: int) -> None:
+        """Brings one unit, verified; after its last one the file is synced, or will be."""
         self._open()
-        start = index * BLOCK
-        length = min(BLOCK, self.wanted.size - start)
+        start, length = index * BLOCK, self.length(index)
         expected = self._expected(index)
-        if expected and start + length <= self.kept and self._on_disk(start, length, buffer) == expected:
+        if expected and self.kept and start + length <= self.kept and self._on_disk(start, length) == expected:
             self.on_bytes(length)
             self._done(index, expected)
             return
@@ -131,6 +149,7 @@ class _File:
         for _ in range(_TRIES):
             found = self._bring(start, length)
             if not expected or found == expected:
+                begin_to_write(self.fd, start, length)
                 self._done(index, found)
                 return
             self.on_bytes(-length)
@@ -158,7 +177,8 @@ class _File:
             before = position
             try:
                 self.place.stream(self.wanted.key, position, end - position, sink)
-            except StoreUnavailable:
+            except StoreUnavailable as error:
+                self.lanes.failed(error)
                 if position == before:
                     raise  # Nothing came: this counts against the deadline. Else go on behind what came.
 
@@ -172,10 +192,10 @@ class _File:
             return bytes.fromhex(self.wanted.blocks[index])
         return bytes.fromhex(self.wanted.digest.partition(":")[2])
 
-    def _on_disk(self, start: int, length: int, buffer: memoryview) -> bytes:
+    def _on_disk(self, start: int, length: int) -> bytes:
         import blake3
 
-        state = blake3.blake3()
+        state, buffer = blake3.blake3(), memoryview(bytearray(CHUNK))
         position = start
         while position < start + length:
             count = os.preadv(self.fd, [buffer[: min(len(buffer), start + length - position)]], position)
@@ -190,13 +210,16 @@ class _File:
         with self.lock:
             if self.fd >= 0:
                 return
-            path = self.wanted.destination
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(path, 0o644)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            flags, path = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, self.wanted.destination
             try:
+                fd = os.open(path, flags | os.O_EXCL, 0o644)
+            except FileExistsError:
+                os.chmod(path, 0o644)
+                fd = os.open(path, flags, 0o644)
                 self.kept = os.fstat(fd).st_size
-                os.ftruncate(fd, self.wanted.size)
+            try:
+                if self.kept > self.wanted.size or self.wanted.size > BLOCK:
+                    os.ftruncate(fd, self.wanted.size)
                 if self.wanted.size > BLOCK:
                     os.posix_fallocate(fd, 0, self.wanted.size)  # A full disk is found now, not at the end.
             except BaseException:
@@ -209,9 +232,13 @@ class _File:
             self.digests[index] = digest
             last = len(self.digests) == self.count
         if last:
-            os.fsync(self.fd)
-            os.fchmod(self.fd, 0o444)  # After the sync: a read-only file is whole, also after a power cut.
-            self.close()
+            self.syncing.add(self)
+
+    def sync(self) -> None:
+        """Makes it durable, and gives it its mode after that: a read-only file is whole, also after a power cut."""
+        os.fsync(self.fd)
+        os.fchmod(self.fd, self.wanted.mode)
+        self.close()
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -223,3 +250,48 @@ class _File:
         return Moved(
             self.wanted.size, of_blocks(blocks), tuple(block.hex() for block in blocks) if len(blocks) > 1 else ()
         )
+
+
+class _Syncing:
+    """Syncs files that are whole: a large one at once, small ones together."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_File] = []
+        self._lock = threading.Lock()
+
+    def add(self, file: _File) -> None:
+        if file.count > 1:
+            file.sync()
+            return
+        with self._lock:
+            self._waiting.append(file)
+            if len(self._waiting) < _TOGETHER:
+                return
+            full, self._waiting = self._waiting, []
+        _sync(full)
+
+    def end(self) -> None:
+        """Syncs what is left."""
+        _sync(self._waiting)
+
+
+def _sync(files: list[_File]) -> None:
+    for file in files:
+        file.sync()
+
+
+def begin_to_write(fd: int, start: int, length: int) -> None:
+    """Has the kernel begin to write these dirty bytes of a file to the disk, and waits for nothing but room in its queue. A
+    hint: where it cannot be followed, the sync at the end does all of it."""
+    _sync_file_range()(fd, start, length, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int]:
+    import ctypes
+
+    function = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if function is None:  # not Linux
+        return lambda fd, start, length, flags: 0
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return function  # type: ignore[no-any-return]

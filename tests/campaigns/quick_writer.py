@@ -35,10 +35,10 @@ def content(seed: int, step: int) -> dict[str, bytes]:
         "config.json": json.dumps({"architectures": ["Quick"], "model_type": "quick", "step": step}).encode(),
         "model.safetensors": struct.pack("<Q", len(header)) + header + model,
         "tokenizer.json": json.dumps({"seed": seed, "vocabulary": list(range(5000))}).encode(),
-        "training_args.bin": _torch("training_args", {"seed": seed}),
-        "optimizer.pt": _torch("optimizer", {"state": chance.randbytes(len(model))}),
-        "scheduler.pt": _torch("scheduler", {"last_epoch": step}),
-        "rng_state.pth": _torch("rng_state", {"python": chance.randbytes(5000)}),
+        "training_args.bin": torch_file("training_args", {"seed": seed}),
+        "optimizer.pt": torch_file("optimizer", {"state": chance.randbytes(len(model))}),
+        "scheduler.pt": torch_file("scheduler", {"last_epoch": step}),
+        "rng_state.pth": torch_file("rng_state", {"python": chance.randbytes(5000)}),
         "trainer_state.json": json.dumps({"global_step": step, "epoch": step / 10, "log_history": []}).encode(),
     }
 
@@ -49,7 +49,7 @@ def root_content(seed: int, step: int) -> dict[str, bytes]:
     return {name: files[name] for name in ("config.json", "model.safetensors", "tokenizer.json", "training_args.bin")}
 
 
-def _torch(stem: str, value: object) -> bytes:
+def torch_file(stem: str, value: object) -> bytes:
     """A file as torch.save lays it out: a zip without compression, data.pkl in it."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

@@ -54,7 +54,7 @@ def test_fine_tuning_on_two_processes_is_collected_and_continued(launcher: Launc
     record = launcher.json("training", "inspect", "ft_01")
     assert record["state"] == "succeeded"
     assert record["attempts"][0]["inputs"][0]["rung"] in ("bind", "userns", "landlock")
-    assert {path.name for path in launcher.job("ft_01").glob("logs/*/attempt_0/*")} == {"0", "1"}
+    assert {path.name for path in launcher.job("ft_01").glob("logs/attempt-1/*/attempt_0/*")} == {"0", "1"}
     events = [json.loads(line) for line in (launcher.job("ft_01") / "events.jsonl").read_text().splitlines()]
     assert [each["kind"] for each in events].count("checkpoint-committed") == 4
     assert not any((launcher.job("ft_01") / "spool").iterdir())

@@ -146,6 +146,7 @@ def test_any_trace_of_the_nvidia_driver_asks_nvml(tmp_path: Path, path: str) -> 
         (UUIDS[0], 1),
         (f"{UUIDS[7]},{UUIDS[2]}", 2),
         ("GPU-3f3c", 1),
+        (UUIDS[0].upper(), 0),
         ("GPU-", 0),
         (f"{UUIDS[0]},{UUIDS[0]}", 0),
         (f"{UUIDS[0]},GPU-ffffffff", 1),

@@ -1,0 +1,173 @@
+"""What one attempt of a job is made of: what starts it, what its checkpoints say of it, what the record keeps of it."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from launcher.errors import InputChanged
+from launcher.events import Emit, Redactor, event
+from launcher.health import Health
+from launcher.inputs import choose, source
+from launcher.inputs.cache import NodeCache
+from launcher.job.folder import JobFolder
+from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
+from launcher.job.restarts import Restart
+from launcher.job.spec import JobSpec
+from launcher.outputs import capture as captures
+from launcher.outputs.collector import Collector
+from launcher.outputs.uploader import Uploader
+from launcher.outputs.watcher import Subject
+from launcher.prepare import Checked, Prepared
+from launcher.restoring import Resumed
+from launcher.runners.docker import Container
+from launcher.runners.process import Process
+from launcher.runners.running import Running
+from launcher.runners.stopping import TICK, Stops
+from launcher.settings import Settings
+from launcher.store.store import Store
+from launcher.text import duration
+
+_LOST = "The launcher was killed, or its machine was lost."
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all attempts of a job share."""
+
+    spec: JobSpec
+    settings: Settings
+    environ: Mapping[str, str]
+    store: Store
+    folder: JobFolder
+    record: JobRecord
+    checked: Checked
+    stops: Stops
+    health: Health
+    redactor: Redactor
+    emit: Emit
+
+
+def begin(job: Job, *, earlier: int) -> Attempt:
+    """The next attempt, in the record. `earlier`: the highest number of an attempt that is known from elsewhere."""
+    record = job.record
+    if record.attempts and record.attempts[-1].outcome is None:
+        record.attempts[-1].outcome = Outcome(code=137, origin="platform", cause=_LOST, kind="lost", retryable=True)
+    number = max([earlier, *(each.number for each in record.attempts)]) + 1
+    attempt = Attempt(
+        number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device
+    )
+    record.attempts.append(attempt)
+    if number > 1:
+        job.emit(event("attempt-started", f"Job {record.name}: attempt {number}", attempt=number, id=record.id))
+        with open(job.folder.path / "logs" / "job.log", "ab", buffering=0) as log:
+            log.write(f"launcher: attempt {number}\n".encode())
+    return attempt
+
+
+def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
+    """The job, started by the runner that was prepared for."""
+    log = folder.path / "logs" / "job.log"
+    if prepared.request:
+        return Container(
+            checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs
+        )
+    return Process(
+        prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
+        log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
+        single_child=spec.single_child, rewrite=spec.rewrites(), spared=lambda: uploader.pid,
+    )  # fmt: skip
+
+
+def put_again(spool: Path, collector: Collector) -> None:
+    """What an earlier attempt captured and could not store yet."""
+    for capture in captures.load(spool):
+        collector.put(capture)
+
+
+def pause(job: Job, restart: Restart) -> bool:
+    """Says why there is another attempt, and waits for its time. False where a stop is asked for meanwhile: the last
+    attempt's outcome says so then."""
+    last = job.record.attempts[-1]
+    assert last.outcome
+    job.folder.write(job.record)
+    text = f"Attempt {last.number}: {last.outcome.cause} Trying again: {restart.reason}"
+    text += f", in {duration(restart.wait)}" if restart.wait else ""
+    job.emit(event("attempt-ended", text, "warning", attempt=last.number, code=last.outcome.code, wait=restart.wait))
+    deadline = time.monotonic() + restart.wait
+    while not job.stops.asked and (left := deadline - time.monotonic()) > 0:
+        select.select([job.stops.fd], [], [], min(left, TICK))
+        job.stops.take()
+    if not job.stops.request:
+        return True
+    cause = f"Stopped by {job.stops.request.reason} before attempt {last.number + 1}. {last.outcome.cause}"
+    last.outcome = msgspec.structs.replace(last.outcome, cause=cause, stopped=True, retryable=True)
+    return False
+
+
+def verify(prepared: Prepared, running: Running, settings: Settings) -> InputChanged | None:
+    """Whether the job changed its input, where nothing kept it from all of that."""
+    if running.rung not in ("landlock", "permissions", "none"):
+        return None
+    cache = NodeCache.open(settings)
+    try:
+        for each in prepared.provided:
+            choose.verify(each, cache, running.rung)
+    except InputChanged as error:
+        return error
+    return None
+
+
+def subject(job: Job, prepared: Prepared, resumed: Resumed) -> Subject:
+    """What every checkpoint of this attempt says about its origin; the record gets the source."""
+    spec, redactor = job.spec, job.redactor
+    repository, commit = spec.repository_url, job.checked.commit
+    if not repository:
+        repository, commit = source.head(prepared.work_dir)
+    job.record.source = {"repository": redactor.text(repository), "commit": commit}
+    chosen = [each.chosen for each in prepared.provided]
+    return Subject(
+        job=spec.name,
+        attempt=job.record.attempts[-1].number,
+        parents=(*(each.manifest.id for each in chosen if each.manifest), *resumed.parents),
+        sources=tuple(
+            redactor.text(each) for each in (*(e.source for e in chosen if not e.manifest), *resumed.sources)
+        ),
+        repository=redactor.text(repository),
+        commit=commit,
+        command=tuple(redactor.command(spec.command)),
+    )
+
+
+def inputs(prepared: Prepared, rung: str, redactor: Redactor) -> list[InputRecord]:
+    """The inputs as the job saw them, for the record."""
+    return [
+        InputRecord(
+            reference=redactor.text(each.chosen.text),
+            checkpoint=each.chosen.manifest.id if each.chosen.manifest else None,
+            path=path,
+            rung=rung,
+            size=each.chosen.size,
+            writable=bool(prepared.protection.views),
+        )
+        for each, (_, path) in zip(prepared.mounted, prepared.mounts)
+    ]
+
+
+def redacted(spec: JobSpec, checked: Checked, redactor: Redactor) -> JobSpec:
+    """The spec as the record keeps it: without a secret, and with the folder in which the command runs."""
+    return msgspec.structs.replace(
+        spec,
+        command=tuple(redactor.command(spec.command)),
+        checkpoint=tuple(redactor.text(each) for each in spec.checkpoint),
+        resume=redactor.text(spec.resume),
+        repository_url=redactor.text(spec.repository_url),
+        work_dir="" if spec.repository_url else checked.work_dir,
+        env={key: redactor.text(value) for key, value in spec.env.items()},
+    )

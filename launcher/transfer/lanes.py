@@ -1,0 +1,90 @@
+"""How many requests are in flight at once: as many as make it faster, found out while they run.
+
+A near server is fastest with few, as each takes processor time from the others; a far one needs many, as each waits. So the
+number begins with four and doubles for as long as the rate grows by a tenth or more; where it did not, the last step is taken
+back, and tried again ten seconds later. A server that says that it has too much to do (429, 503) gets half as many at once,
+and no more for ten seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from launcher.errors import StoreUnavailable
+
+_FIRST = 4
+_WINDOW = 0.2
+"""Seconds that a rate is measured for, at least; and until twice as many requests have ended as there are lanes."""
+_GROWTH = 1.1
+_AGAIN = 10.0
+"""Seconds after which another number is tried."""
+_REQUEST = 256 << 10
+"""Bytes that a request counts for beside its own, so that small files and large ones can be compared."""
+_OVERLOADED = re.compile(r"^(429|503)\b|status code: (429|503)|SlowDown")
+
+
+class Lanes:
+    """Lets up to `limit` requests pass at once, which finds itself between 1 and `most`. For any number of threads."""
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = min(_FIRST, most)
+        self._most = most
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._taken = 0
+        self._best, self._best_limit = 0.0, self.limit
+        self._settled = clock()
+        """When the limit was last found to be good, or cut."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._ended, self._moved = self._clock(), 0, 0
+
+    @contextlib.contextmanager
+    def one(self, size: int) -> Iterator[None]:
+        """One request for `size` bytes, as soon as there is a lane for it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken < self.limit)
+            if not self._taken:
+                self._begin()  # Nothing was asked for until now.
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= 1
+                self._ended += 1
+                self._moved += size + _REQUEST
+                seconds = self._clock() - self._since
+                if seconds >= _WINDOW and self._ended >= 2 * self.limit:
+                    self._judge(self._moved / seconds)
+                    self._begin()
+                self._changed.notify_all()
+
+    def _judge(self, rate: float) -> None:
+        now = self._clock()
+        if rate > _GROWTH * self._best:
+            self._best, self._best_limit, self._settled = rate, self.limit, now
+            self.limit = min(2 * self.limit, self._most)
+        elif self.limit != self._best_limit:
+            self.limit, self._settled = self._best_limit, now
+        elif now - self._settled > _AGAIN:
+            self._best, self._settled = rate, now
+            self.limit = min(2 * self.limit, self._most)
+
+    def failed(self, error: StoreUnavailable) -> None:
+        """A request failed: half as many from now on, where the server said that they are too many."""
+        with self._changed:
+            now = self._clock()
+            if not _OVERLOADED.search(str(error.facts["cause"])) or (
+                self._best == math.inf and now - self._settled < _WINDOW
+            ):
+                return  # One burst of such answers is cut once.
+            self.limit = self._best_limit = max(1, self.limit // 2)
+            self._best, self._settled = math.inf, now
+            self._begin()
