@@ -217,6 +217,7 @@ def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, job_image: s
 def test_a_stop_reaches_every_rank_in_a_container(docker: Launcher, tmp_path: Path) -> None:
     """Docker runner: the agent in the container tells them, and the stop file is there."""
     script = stopping.ranks(tmp_path, wait=(2, 0))
+    tmp_path.chmod(0o755)  # The engine binds it; the container's user reads it.
     words = ("training", "run", "s", "--runner", "docker", "--image", BASE, "--accels", "2", "--grace", "2m")
     process = docker.start(*words, "--work-dir", tmp_path, "--", script.name)
     seen = stopping.until(process, "rank 0 is ready", "rank 1 is ready")
