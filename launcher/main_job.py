@@ -166,7 +166,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     stops.watch(prepared.stop_file)
     started = time.time()
     try:
-        running = attempts.start(prepared, job.checked, folder, uploader)
+        running = attempts.start(spec, prepared, job.checked, folder, uploader)
     except LauncherError:
         watcher.finish(unknown_counts=False)
         if not collector.drain(settings.drain_timeout, cancelled=stops.patience()):
