@@ -306,7 +306,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
             give(path, uid, gid if gid is not None else -1)
     return docker.plan(
         image=spec.image,
-        name=f"launcher-{folder.id}",
+        name=docker.container_name(folder.id),
         job_id=folder.id,
         command=prepared.command.arguments,
         env=prepared.env,
