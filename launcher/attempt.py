@@ -94,7 +94,7 @@ def begin(job: Job, *, earlier: int) -> Attempt:
     return attempt
 
 
-def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
+def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
     if prepared.request:
@@ -104,7 +104,9 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
         )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
-        log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, spared=lambda: uploader.pid,
+        log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
+        single_child=spec.single_child, rewrite=spec.rewrites(),
+        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers),
     )  # fmt: skip
 
 
@@ -178,6 +180,8 @@ def inputs(prepared: Prepared, rung: str, redactor: Redactor) -> list[InputRecor
             rung=rung,
             size=each.chosen.size,
             writable=bool(prepared.protection.views),
+            lazy=each.lazy is not None,
+            problem=redactor.text(each.lazy.problem) if each.lazy else "",
         )
         for each, (_, path) in zip(prepared.mounted, prepared.mounts)
     ]

@@ -166,7 +166,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     stops.watch(prepared.stop_file)
     started = time.time()
     try:
-        running = attempts.start(prepared, job.checked, folder, uploader)
+        running = attempts.start(spec, prepared, job.checked, folder, uploader)
     except LauncherError:
         watcher.finish(unknown_counts=False)
         if not collector.drain(settings.drain_timeout, cancelled=stops.patience()):
@@ -186,6 +186,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
     )
     ended, left = close(running, ended)
+    attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
