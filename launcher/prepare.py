@@ -230,13 +230,15 @@ def of_attempt(
     logs = folder.path / "logs" / f"attempt-{number}"
     logs.mkdir(parents=True, exist_ok=True)
     in_container = spec.runner == "docker"
-    inside = Path(docker.LOGS, logs.name) if in_container else logs
+    inside = Path(docker.LOGS) if in_container else logs
     own = {"LAUNCHER_ATTEMPT": str(number), "LAUNCHER_VERDICT": str(inside / "verdict.json")}
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
     exact = dataclasses.replace(prepared, command=_command(spec, checked, inside), env=kept | own, logs=logs)
     if in_container:
+        # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
+        exact = dataclasses.replace(exact, stop_file=logs / prepared.stop_file.name)
         request = _container(spec, folder, exact, gpus=spec.accels if checked.device.startswith("cuda") else 0)
         return dataclasses.replace(exact, request=request)
     for _, target in exact.mounts:
@@ -342,7 +344,7 @@ def _writable(
 def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: int) -> dict[str, Any]:
     user, uid, gid = docker.user_of(spec.user)
     if uid is not None and os.geteuid() == 0:
-        for path in (prepared.output, folder.path / "logs"):
+        for path in (prepared.output, prepared.logs):
             directories.give(path, uid, gid if gid is not None else -1)
     return docker.plan(
         image=spec.image,
@@ -354,7 +356,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         inputs=prepared.mounts,
         writable=prepared.protection.views,
         output=prepared.output,
-        folder=str(folder.path),
+        logs=str(prepared.logs),
         agent=torchrun.AGENT,
         user=user,
         network=spec.network,

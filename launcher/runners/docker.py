@@ -63,7 +63,7 @@ def plan(
     inputs: Sequence[tuple[str, str]],
     writable: Collection[str],
     output: str,
-    folder: str,
+    logs: str,
     agent: str,
     user: str,
     network: str,
@@ -80,7 +80,7 @@ def plan(
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
-    binds.append({"Type": "bind", "Source": f"{folder}/logs", "Target": LOGS, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
         binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
     request: dict[str, Any] = {
