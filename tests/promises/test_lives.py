@@ -1,4 +1,4 @@
-"""A slice of `tests.campaigns.lives`: kill -9 at random moments, a start under the same id after each, as if nothing had happened."""
+"""A slice of `tests.campaigns.lives`: kill -9 at random moments, and a start under the same id after each."""
 
 from __future__ import annotations
 
