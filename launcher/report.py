@@ -18,6 +18,7 @@ from launcher import secrets
 from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
+from launcher.directories import give
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
 from launcher.job import restarts
@@ -27,7 +28,6 @@ from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
-from launcher.prepare import give
 from launcher.runners.running import Exit
 from launcher.runners.stopping import Stop, Stops
 from launcher.settings import Settings

@@ -127,6 +127,20 @@ def connect(image: str) -> Any:
     return client
 
 
+def end(job: str) -> None:
+    """Removes the container of a job whose launcher is gone, if there is one and the engine answers."""
+    import docker
+    from docker.errors import DockerException
+
+    with contextlib.suppress(DockerException):
+        docker.from_env(timeout=60).containers.get(container_name(job)).remove(force=True, v=True)
+
+
+def container_name(job: str) -> str:
+    """The name of a job's container, by the job's id."""
+    return f"launcher-{job}"
+
+
 class Container:
     """A started container. Its output is followed live; it is removed at the end, whatever the end."""
 
