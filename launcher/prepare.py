@@ -265,7 +265,7 @@ def provide(
     provided = []
     for chosen in checked.chosen:
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
-            provided.append(choose.provide(chosen, store, cache, progress.add, linkable))
+            provided.append(choose.provide(chosen, store, cache, progress, linkable))
         findings = choose.findings_inside(provided[-1])
         policy.refuse(findings, spec.pickles, chosen.text)
         policy.warn(findings, spec.pickles, chosen.text, emit)
