@@ -64,9 +64,9 @@ def download(
     `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then get their mode.
     """
     wanted = list(wanted)
-    lanes, syncing = Lanes(threads), _Syncing()
+    lanes, syncing = Lanes(threads), Syncing()
     files = [
-        _File(place, each, timeout, for_file(on_bytes, os.path.basename(each.key), each.size), lanes, syncing)
+        Arriving(place, each, timeout, for_file(on_bytes, os.path.basename(each.key), each.size), lanes, syncing)
         for each in wanted
     ]
     # The largest first: what is left at the end is small, and shared well.
@@ -113,22 +113,22 @@ def download(
     return [file.moved() for file in files]
 
 
-def _units(files: list[_File]) -> Iterator[tuple[_File, int]]:
+def _units(files: list[Arriving]) -> Iterator[tuple[Arriving, int]]:
     for file in files:
         for index in range(file.count):
             yield file, index
 
 
 @dataclass
-class _File:
-    """A destination while its units arrive, in any order and from several threads."""
+class Arriving:
+    """A destination while its units arrive, in any order and from several threads: each is asked for once at a time."""
 
     place: Readable
     wanted: Wanted
     timeout: float
     on_bytes: OnBytes
     lanes: Lanes
-    syncing: _Syncing
+    syncing: Syncing
     fd: int = -1
     kept: int = 0
     """Bytes that were there already and may be right."""
@@ -144,7 +144,10 @@ class _File:
         return min(BLOCK, self.wanted.size - index * BLOCK)
 
     def fetch(self, index: int) -> None:
-        """Brings one unit, verified; after its last one the file is synced, or will be."""
+        """Brings one unit, verified; after its last one the file is synced, or will be.
+
+        Raises Damaged, Missing, StoreUnavailable, StoreError, AccessDenied, OSError, and what `on_bytes` does; then it may be
+        asked for again."""
         self._open()
         start, length = index * BLOCK, self.length(index)
         expected = self._expected(index)
@@ -259,14 +262,14 @@ class _File:
         )
 
 
-class _Syncing:
+class Syncing:
     """Syncs files that are whole: a large one at once, small ones together."""
 
     def __init__(self) -> None:
-        self._waiting: list[_File] = []
+        self._waiting: list[Arriving] = []
         self._lock = threading.Lock()
 
-    def add(self, file: _File) -> None:
+    def add(self, file: Arriving) -> None:
         if file.count > 1:
             file.sync()
             return
@@ -282,7 +285,7 @@ class _Syncing:
         _sync(self._waiting)
 
 
-def _sync(files: list[_File]) -> None:
+def _sync(files: list[Arriving]) -> None:
     for file in files:
         file.sync()
 
