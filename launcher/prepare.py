@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import secrets
 from launcher.checkpoint import policy
+from launcher.checkpoint.manifest import Manifest
 from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
 from launcher.events import Emit, event, secret_name
 from launcher.inputs import choose, mentions, source
@@ -36,6 +37,9 @@ from launcher.store import protection
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
+
+if TYPE_CHECKING:
+    from launcher.inputs.lazy import LazyInput
 
 Rung = TypeVar("Rung", bound=str)
 
@@ -90,6 +94,11 @@ class Prepared:
         return self.protection.mounts
 
     @property
+    def servers(self) -> tuple[int, ...]:
+        """Process ids of what serves lazy inputs: children of the launcher, and not the job's."""
+        return tuple(each.lazy.pid for each in self.provided if each.lazy)
+
+    @property
     def mounted(self) -> tuple[Provided, ...]:
         """The input of each mount: one with two names is mounted at both."""
         return tuple(each for each in self.provided for _ in each.chosen.names)
@@ -110,6 +119,10 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
     if not spec.repository_url and not elsewhere:
         torchrun.check_command(spec.command, work_dir)
+    if spec.input_mode == "lazy":
+        from launcher.inputs import lazy
+
+        lazy.require()
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
@@ -144,8 +157,9 @@ def prepare(
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
     provided = provide(
-        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING, stop=stop
-    )
+        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING,
+        _lazily(spec, settings, folder, possible, emit), stop=stop,
+    )  # fmt: skip
     work_dir = checked.work_dir
     if spec.repository_url:
         work_dir = str(folder.path / "source")
@@ -160,18 +174,20 @@ def prepare(
         "LAUNCHER_JOB_ID": folder.id,
         "LAUNCHER_STOP_FILE": f"{docker.LOGS}/{stop_file.name}" if in_container else str(stop_file),
     }
+    at = functools.partial(os.path.join, env["FLEXAI_INPUT_CHECKPOINT_DIR"])
     mounts = tuple(
-        (each.path, os.path.join(env["FLEXAI_INPUT_CHECKPOINT_DIR"], name))
+        (at(each.chosen.names[0]) if each.lazy and again else each.path, at(name))
         for each in provided
-        for name in each.chosen.names
+        for again, name in enumerate(each.chosen.names)
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
     inherited = {"HOME": "/tmp"} if in_container else dict(environ)
-    if spec.runner == "entrypoint":
-        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp")
+    if not in_container:
+        closed = lambda: bool(mounts) and possible().rung not in PREVENTING
+        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp", closed)
     whole = defaults | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(
@@ -180,15 +196,16 @@ def prepare(
         mounts=mounts,
         hide=tuple(sorted(hide)),
         caches=() if in_container else library_caches(whole, cache.folder),
+        lazy={at(each.chosen.names[0]): each.lazy.control for each in provided if each.lazy},
     )
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
-    held: list[Held] = [each.lease for each in provided if each.lease]
+    held: list[Held] = [held for each in provided for held in (each.lease, each.lazy) if held]
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
         held.append(view)
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
-    if not in_container and (any(each.linked for each in provided) or any(shield.views.values())):
+    if not in_container and (any(each.linked for each in provided) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     prepared = Prepared(
         command=_command(spec, checked, folder.path / "logs"),
@@ -250,6 +267,7 @@ def provide(
     cache: NodeCache,
     emit: Emit,
     linkable: Callable[[], bool],
+    lazily: Callable[[Manifest, str], LazyInput] | None,
     *,
     stop: Callable[[], None],
 ) -> list[Provided]:
@@ -264,8 +282,11 @@ def provide(
                 )
     provided = []
     for chosen in checked.chosen:
+        if lazily and chosen.remote:
+            text = f"Input {chosen.text} is fetched whole before the job: only a stored checkpoint has a digest of each block"
+            emit(event("input-eager", text, "warning"))
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
-            provided.append(choose.provide(chosen, store, cache, progress.add, linkable))
+            provided.append(choose.provide(chosen, store, cache, progress.add, linkable, lazily))
         findings = choose.findings_inside(provided[-1])
         policy.refuse(findings, spec.pickles, chosen.text)
         policy.warn(findings, spec.pickles, chosen.text, emit)
@@ -273,13 +294,35 @@ def provide(
             event(
                 "input-ready",
                 f"Input {chosen.names[0]}: {as_size(chosen.size) if chosen.size else provided[-1].path}"
-                f" ready in {duration(progress.seconds)}",
+                f" ready in {duration(progress.seconds)}" + (", arrives while it is read" if provided[-1].lazy else ""),
                 name=chosen.names[0],
                 seconds=round(progress.seconds, 3),
                 fetched=progress.done,
             )
         )
     return provided
+
+
+def _lazily(
+    spec: JobSpec, settings: Settings, folder: JobFolder, possible: Callable[[], Possible], emit: Emit
+) -> Callable[[Manifest, str], LazyInput] | None:
+    """Starts a server for a checkpoint that arrives while it is read; None where that was not asked for. Raises
+    LocalResourceError where the job could not have a mount of its own."""
+    if spec.input_mode == "eager":
+        return None
+    from launcher.inputs import lazy  # Sockets and queues, which no other job needs here.
+
+    if possible().rung not in PREVENTING:
+        raise LocalResourceError(
+            what=f"--input-mode lazy needs a mount in a namespace of the job's own, and here only {possible().rung} holds.",
+            hint=f"In a container: --cap-add SYS_ADMIN. {lazy.EAGER}",
+        )
+
+    def start(manifest: Manifest, part: str) -> LazyInput:
+        task = lazy.Task(settings=settings, manifest=manifest, part=part)
+        return lazy.LazyInput(task, log=folder.path / "logs" / "input.log", emit=emit)
+
+    return start
 
 
 def _writable(

@@ -97,7 +97,7 @@ def fill(
         )
         record.attempts.append(attempt)
         nodes = NodeCache.open(inside, emit)
-        provided = prepare.provide(spec, checked, store, folder, nodes, emit, lambda: False, stop=stops.check)
+        provided = prepare.provide(spec, checked, store, folder, nodes, emit, lambda: False, None, stop=stops.check)
         with leases(each.lease for each in provided if each.lease):
             for each in provided:
                 _place(each, volume / _INPUT, linked=not cache)

@@ -62,6 +62,10 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     writable: bool = False
     """The job had a view of its own that it could change; the input itself was read-only all the same."""
+    lazy: bool = False
+    """It arrived while the job read it."""
+    problem: str = ""
+    """Why a read of a lazy input failed."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):

@@ -16,6 +16,7 @@ from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
 from launcher.job import keep as rules
 from launcher.job import restarts
+from launcher.job import rewrite as rewriting
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -40,6 +41,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of the input checkpoints, no file that matches one of these globs."""
     only: Literal["all", "inference"] = "all"
     """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
+    input_mode: Literal["eager", "lazy"] = "eager"
+    """lazy: the job starts at once, and stored input checkpoints arrive while it reads them (FUSE)."""
     input_writable: bool = False
     """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
@@ -89,6 +92,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Exit codes and classes of failure that are not retried, whatever the default: 42,hang."""
     stall_timeout: Seconds = 0.0
     """A job that for so long prints nothing, writes no file and uses no processor hangs, and is ended. Default: never."""
+    single_child: bool = False
+    """Signals reach the command's own process alone, not its whole process group."""
+    rewrite: tuple[str, ...] = ()
+    """Signals that reach the command as other ones: FROM:TO by names or numbers; TO 0 drops it."""
     keep: str = ""
     """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
@@ -105,6 +112,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
     heartbeat: str = ""
     """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
+
+    def rewrites(self) -> dict[int, int]:
+        """`rewrite` parsed, as numbers. Raises ValueError, which `load` has done before."""
+        return rewriting.parse(self.rewrite)
+
+    def dropped(self) -> list[int]:
+        """The signals that `rewrite` drops."""
+        return [source for source, target in self.rewrites().items() if not target]
 
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
@@ -129,7 +144,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 RESUME = frozenset({"auto", "never", "same-job"})
 """The values of `resume` that are no reference."""
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch", "stop_signal"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch", "stop_signal"})
 
 
 def load(
@@ -205,6 +220,12 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    try:
+        spec.rewrites()
+    except ValueError as error:
+        mistakes.append(f"--rewrite: {error}")
+    if (spec.rewrite or spec.single_child) and spec.runner == "docker":
+        mistakes.append("--rewrite and --single-child are not for --runner docker: the engine passes signals on")
     mistakes += restarts.mistakes(spec.retry_on, spec.no_retry_on)
     if 0 < spec.time_limit <= spec.grace:
         mistakes.append(f"--time-limit {spec.time_limit:g}s is used up by --grace {spec.grace:g}s: it must be longer")
@@ -216,6 +237,10 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"
         )
+    if spec.input_mode == "lazy" and spec.runner in ("docker", "sidecar"):
+        mistakes.append("--input-mode lazy is not for a container that is given folders: they must be there")
+    if spec.input_mode == "lazy" and spec.input_writable:
+        mistakes.append("--input-mode lazy and --input-writable exclude each other")
     folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
     for each in sorted({each for each in folders if folders.count(each) > 1}):
         mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
