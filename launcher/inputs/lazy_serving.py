@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mfusepy
 import msgspec
@@ -151,6 +152,10 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
             self._add(parent, self._attributes["/"])
         self._children[parent or "/"].append(name)
         self._attributes[path] = attributes
+
+    def init_with_config(self, connection: Any, config: Any) -> None:
+        """By default the kernel has 12 requests of readers in flight, so that as many that wait held up all others."""
+        connection.max_background = _READERS
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
         try:

@@ -247,6 +247,24 @@ def test_what_arrived_is_kept_when_the_job_ends_first(rig: Rig, model: Path) -> 
     assert 2 <= rig.data_requests() <= 2 + 3  # the second shard, and at most the small files once more
 
 
+def test_readers_that_wait_hold_up_nobody_else(rig: Rig, model: Path) -> None:
+    """More of them than the kernel leaves requests in flight where nobody asks for more (12)."""
+    rig.proxy.on("GET", r"model-1", "503*")
+    many = "for mib in $(seq 0 23); do dd if=model-1.safetensors bs=1M count=1 skip=$mib of=/dev/null & done"
+    said = rig.run(
+        "j", f"cd $LAUNCHER_INPUT_CHECKPOINT; {many}; sleep 1; sha256sum model-0.safetensors; kill -9 $(jobs -p)"
+    )
+    assert sums(model)["model-0.safetensors"] in said
+
+
+def test_another_attempt_reads_the_same_input(rig: Rig, model: Path) -> None:
+    script = "sha256sum $LAUNCHER_INPUT_CHECKPOINT/model-$((2 - LAUNCHER_ATTEMPT)).safetensors; exit $((2 - LAUNCHER_ATTEMPT))"
+    said = rig.run("j", script, "--max-restarts", "1", "--retry-on", "1")
+    assert all(digest in said for path, digest in sums(model).items() if path.startswith("model")), said
+    attempts = json.loads((rig.launcher.job("j") / "record.json").read_text())["attempts"]
+    assert [each["inputs"][0]["lazy"] for each in attempts] == [True, True]
+
+
 def test_wrong_bytes_are_never_served(rig: Rig, model: Path) -> None:
     """One byte of the second shard is wrong at every attempt."""
     rig.proxy.on("GET", r"model-1", "flip@1000*")
