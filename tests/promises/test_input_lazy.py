@@ -27,7 +27,7 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.s3_server import S3Server
 
 __all__ = ["public"]
-DEADLINE = 90.0
+DEADLINE = 120.0
 
 
 def can_mount() -> str:
