@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.errors import InputChanged
+from launcher.errors import CheckpointNotFound, InputChanged
 from launcher.events import Emit, Redactor, event
 from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
+from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.restarts import Restart
@@ -54,6 +56,24 @@ class Job:
     emit: Emit
 
 
+def same_inputs(job: Job) -> Job:
+    """A job that is started again gets the inputs that it had, whatever their names mean by now."""
+    had = {each.reference: each.checkpoint for attempt in job.record.attempts for each in attempt.inputs}
+    chosen = []
+    for each in job.checked.chosen:
+        identifier, named = had.get(job.redactor.text(each.text)), each.manifest
+        if identifier and named and named.id != identifier:
+            selection = Selection(job.spec.include, job.spec.exclude, job.spec.only)
+            try:
+                (found,) = choose.choose((identifier,), job.store, job.settings, job.environ, selection)
+                each = dataclasses.replace(found, text=each.text, names=each.names)
+            except CheckpointNotFound:
+                text = f"Input {each.text} was {identifier}, which was deleted: {named.id} is taken"
+                job.emit(event("input-changed", text, "warning"))
+        chosen.append(each)
+    return dataclasses.replace(job, checked=dataclasses.replace(job.checked, chosen=tuple(chosen)))
+
+
 def begin(job: Job, *, earlier: int) -> Attempt:
     """The next attempt, in the record. `earlier`: the highest number of an attempt that is known from elsewhere."""
     record = job.record
@@ -74,7 +94,7 @@ def begin(job: Job, *, earlier: int) -> Attempt:
     return attempt
 
 
-def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
+def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
     if prepared.request:
@@ -84,7 +104,8 @@ def start(prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Upl
         )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
-        log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs,
+        log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
+        single_child=spec.single_child, rewrite=spec.rewrites(),
         spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers),
     )  # fmt: skip
 

@@ -85,6 +85,7 @@ def _open(
 def _attempts(job: Job) -> Outcome:
     """One attempt after the other, until none is to follow or a stop is asked for. Inputs are prepared once, and stay."""
     known = resume.remember(job.store, job.folder, job.record, job.emit, given=bool(folders.given_id(job.environ)))
+    job = attempts.same_inputs(job)
     started = len(job.record.attempts)
     prepared: Prepared | None = None
     with contextlib.ExitStack() as held:
@@ -165,7 +166,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     stops.watch(prepared.stop_file)
     started = time.time()
     try:
-        running = attempts.start(prepared, job.checked, folder, uploader)
+        running = attempts.start(spec, prepared, job.checked, folder, uploader)
     except LauncherError:
         watcher.finish(unknown_counts=False)
         if not collector.drain(settings.drain_timeout, cancelled=stops.patience()):

@@ -185,8 +185,9 @@ def prepare(
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
     inherited = {"HOME": "/tmp"} if in_container else dict(environ)
-    if spec.runner == "entrypoint":
-        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp")
+    if not in_container:
+        closed = lambda: bool(mounts) and possible().rung not in PREVENTING
+        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp", closed)
     whole = defaults | inherited | env | spec.env
     hide = {path for each in provided for path in each.same_bytes}
     shield = Protection(

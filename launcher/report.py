@@ -105,7 +105,10 @@ def outcome(
         if left:
             cause += f" It left processes behind, which were ended: {', '.join(left[:5])}."
         known = signal.Signals(verdict.signal) if verdict.signal in set(signal.Signals) else None
-        hints = [_HINTS.get(verdict.failure, ""), "Some checkpoints are not stored yet." if pending else ""]
+        hints = [
+            _HINTS.get(verdict.failure, "").format(job=record.name),
+            "Some checkpoints are not stored yet." if pending else "",
+        ]
         result = Outcome(
             code=verdict.code, origin="job", cause=cause, failure=verdict.failure,
             kind="signal" if known else "exit", signal=known.name if known else None,
@@ -121,7 +124,7 @@ def outcome(
 
 _HINTS: dict[Failure, str] = {
     "oom": "Smaller batches, or more memory; --retry-on oom tries again all the same.",
-    "rendezvous": "Look at what the other ranks did: launcher training logs NAME --rank R.",
+    "rendezvous": "Look at what the other ranks did: launcher training logs {job} --rank R.",
     "hang": "The log ends where it stood still; --stall-timeout says how long that may be.",
 }
 

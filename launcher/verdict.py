@@ -8,14 +8,18 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from launcher.decoding import decode
-from launcher.job.failure import Failure, LastWords, last_words, lost_peers, memory
+from launcher.job.failure import Failure
 from launcher.runners.memory import Kills, kills, limit
 from launcher.runners.running import Exit
 from launcher.text import size
+
+if TYPE_CHECKING:
+    from launcher.job.last_words import LastWords
 
 _TAIL = 4 << 20
 """So much of the end of a process's output is read for its last words, in bytes."""
@@ -81,6 +85,8 @@ class Evidence:
         """The verdict, after the job's output has been written whole. `stopped`: a stop was asked for before it ended."""
         if ended.code == 0 and not ended.stalled:
             return Verdict(0, None, "", "The job ended well", None, "")
+        from launcher.job.last_words import last_words
+
         first = self._first(ended.code if stopped else None)
         words = first.words if first else last_words(_tail(self.log, self.offset))
         code, number = (first.code, first.signal) if first else (ended.code, ended.signal)
@@ -103,6 +109,8 @@ class Evidence:
         others end meanwhile because of it). Ranks that only lost their peers come last, and those which torchrun ended or
         which failed after it had begun to are not looked at.
         """
+        from launcher.job.last_words import last_words
+
         try:
             seen = decode(self.agent.read_bytes(), _Seen)
         except (OSError, ValueError):
@@ -118,7 +126,7 @@ class Evidence:
             if not each.cut or when <= seen.closed:
                 found.append(_Culprit.of(each, words, when))
         found = [each for each in found if code is None or each.code == code]
-        return min(found, key=lambda each: (lost_peers(each.words), each.when), default=None)
+        return min(found, key=lambda each: (each.words.lost_peers, each.when), default=None)
 
     def _killed_for_memory(self, ended: Exit, number: int | None) -> str:
         """In words, that the kernel killed processes of the job for memory; empty where it did not, or nobody knows."""
@@ -158,9 +166,9 @@ def _class(ended: Exit, code: int, number: int | None, words: LastWords, *, stop
         return "hang"
     if stopped:
         return "stopped"
-    if killed or memory(words):
+    if killed or words.memory:
         return "oom"
-    if lost_peers(words):
+    if words.lost_peers:
         return "rendezvous"
     # Threads of gloo can abort an interpreter that ends by an exception (measured: "terminate called without an active
     # exception"), and destructors of extensions can crash it.
@@ -176,7 +184,7 @@ def _cause(failure: Failure, code: int, number: int | None, words: LastWords, en
     if failure == "oom":
         if killed:
             return f"The kernel killed the job for memory ({killed})"
-        return f"The job ran out of {memory(words)} memory: {words.summary}"
+        return f"The job ran out of {words.memory} memory: {words.summary}"
     if failure == "rendezvous":
         return f"The ranks lost each other: {words.summary}"
     if failure == "exception":

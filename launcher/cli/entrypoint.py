@@ -9,6 +9,7 @@ import click
 
 from launcher.cli.context import current
 from launcher.cli.training import job_options
+from launcher.errors import UsageError
 
 
 @click.command()
@@ -24,10 +25,15 @@ def entrypoint(
     Everything can be set by variables: LAUNCHER_NAME, LAUNCHER_CHECKPOINT (comma-separated), LAUNCHER_ACCELS,
     LAUNCHER_STORE, LAUNCHER_DEVICE=cpu, LAUNCHER_GRACE. A container without accelerator fails unless the device is cpu.
 
+    Where nothing asks for input or collection, and always with LAUNCHER_STORE=none, it is a plain init, as small as one:
+    docs/entrypoint.md has the rule.
+
     \b
     In a Dockerfile:
-      ENTRYPOINT ["launcher", "entrypoint", "--"]
+      ENTRYPOINT ["env", "--block-signal=TERM,INT,HUP", "launcher", "entrypoint", "--"]
       CMD ["train.py", "--epochs", "3"]
+    By hand, as a plain init:
+      launcher entrypoint --rewrite TERM:INT -- sh -c 'my-server & exec my-training'
     """
     from launcher import main_job, names, report
     from launcher.job import spec as specs
@@ -35,6 +41,12 @@ def entrypoint(
 
     with catching() as signals:
         settings, environ = current(ctx)
+        if "none" in (environ.get("LAUNCHER_STORE"), ctx.find_root().obj["store"]):
+            raise UsageError(
+                what="Without a store (none), the command runs under a plain init, which takes --grace, --rewrite and"
+                " --single-child, and a command after --.",
+                hint="Example: LAUNCHER_STORE=none launcher entrypoint --rewrite TERM:INT -- my-program",
+            )
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
@@ -44,4 +56,5 @@ def entrypoint(
                 environ=environ,
                 defaults={"name": names.clean(os.uname().nodename or "job")},
             )
+            signals.drop(spec.dropped())
             return main_job.run(spec, settings, environ, signals).code

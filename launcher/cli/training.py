@@ -53,6 +53,12 @@ _OPTIONS = [
     click.option("--retry-on", metavar="LIST", help="Retry these exit codes and classes: 1,134,oom. [by class]"),
     click.option("--no-retry-on", metavar="LIST", help="Don't retry these exit codes and classes: 42,hang."),
     click.option("--stall-timeout", metavar="TIME", help="End it when it does nothing for so long. [never]"),
+    click.option(
+        "--single-child", is_flag=True, default=None, help="Signals reach the command alone, not its process group."
+    ),
+    click.option(
+        "--rewrite", multiple=True, metavar="FROM:TO", help="Signal that arrives as another one; TO 0 drops it."
+    ),
     click.option("--keep", metavar="RULES", help="Keep only last=N,every=STEPS,best=METRIC:min|max,days=N. [all]"),
     click.option("--settle", metavar="TIME", help="Quiet time that proves files written. [2s]"),
     click.option("--bandwidth", metavar="SIZE/S", help="The most to send checkpoints with, such as 20MB/s. [no cap]"),
@@ -105,6 +111,7 @@ def _run(
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
             spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+            signals.drop(spec.dropped())
             return main_job.run(spec, settings, environ, signals).code
 
 

@@ -16,6 +16,7 @@ from launcher import names, settings
 from launcher.errors import LauncherError, UsageError
 from launcher.job import keep as rules
 from launcher.job import restarts
+from launcher.job import rewrite as rewriting
 from launcher.settings import Bytes, Mistakes, Rate, Seconds, Share
 
 Kind = Literal["training", "fine-tuning", "inference"]
@@ -91,6 +92,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Exit codes and classes of failure that are not retried, whatever the default: 42,hang."""
     stall_timeout: Seconds = 0.0
     """A job that for so long prints nothing, writes no file and uses no processor hangs, and is ended. Default: never."""
+    single_child: bool = False
+    """Signals reach the command's own process alone, not its whole process group."""
+    rewrite: tuple[str, ...] = ()
+    """Signals that reach the command as other ones: FROM:TO by names or numbers; TO 0 drops it."""
     keep: str = ""
     """Which of the job's checkpoints stay in the store: last=3,every=500,best=eval_loss:min,days=30. Default: all."""
     settle: Seconds = 2.0
@@ -107,6 +112,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
     heartbeat: str = ""
     """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
+
+    def rewrites(self) -> dict[int, int]:
+        """`rewrite` parsed, as numbers. Raises ValueError, which `load` has done before."""
+        return rewriting.parse(self.rewrite)
+
+    def dropped(self) -> list[int]:
+        """The signals that `rewrite` drops."""
+        return [source for source, target in self.rewrites().items() if not target]
 
     def keep_rules(self) -> rules.Keep | None:
         """`keep` parsed; None where all checkpoints stay. Raises ValueError, which `load` has done before."""
@@ -131,7 +144,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 RESUME = frozenset({"auto", "never", "same-job"})
 """The values of `resume` that are no reference."""
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "watch", "stop_signal"})
+LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch", "stop_signal"})
 
 
 def load(
@@ -207,6 +220,12 @@ def _check(spec: JobSpec) -> list[str]:
         spec.keep_rules()
     except ValueError as error:
         mistakes += [f"--keep: {line}" for line in str(error).splitlines()]
+    try:
+        spec.rewrites()
+    except ValueError as error:
+        mistakes.append(f"--rewrite: {error}")
+    if (spec.rewrite or spec.single_child) and spec.runner == "docker":
+        mistakes.append("--rewrite and --single-child are not for --runner docker: the engine passes signals on")
     mistakes += restarts.mistakes(spec.retry_on, spec.no_retry_on)
     if 0 < spec.time_limit <= spec.grace:
         mistakes.append(f"--time-limit {spec.time_limit:g}s is used up by --grace {spec.grace:g}s: it must be longer")

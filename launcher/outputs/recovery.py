@@ -20,7 +20,7 @@ from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
 from launcher.outputs.watcher import Subject, Watcher
-from launcher.runners.process import LEFTOVER_GRACE, end_job
+from launcher.runners.tree import LEFTOVER_GRACE, end_job
 from launcher.settings import Settings
 from launcher.store.store import Store
 

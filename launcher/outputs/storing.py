@@ -23,7 +23,7 @@ from launcher.errors import LauncherError, UnsafePickle
 from launcher.ids import new_id
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Answer, Failed, Refused, Stored, Superseded, Task
-from launcher.runners.process import LEFTOVER_GRACE, end_job
+from launcher.runners.tree import LEFTOVER_GRACE, end_job
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, Earlier, upload_files
 from launcher.transfer.throttle import Throttle

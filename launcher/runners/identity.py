@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _TEMPORARY = "/tmp"
 _NAME = "job"
 
 
-def lacking(environ: Mapping[str, str], input_dir: Path, scratch: Path) -> dict[str, str]:
+def lacking(environ: Mapping[str, str], input_dir: Path, scratch: Path, closed: Callable[[], bool]) -> dict[str, str]:
     """HOME where the one in the environment cannot be written (Docker sets `/` for an unknown uid), and a user name where
     there is none: getpass.getuser() fails without, and torch's compiler asks it for its cache folder.
 
-    TMPDIR where the input lies in the temporary folder, as the only one that can be written (a read-only root file system):
-    Landlock then lets nobody make entries directly in it. `scratch`, beside the input, is made for that.
+    TMPDIR where the input lies in the temporary folder, as the only one that can be written (a read-only root file system),
+    and `closed` says that nobody can make entries directly in the folders above it (Landlock): then `scratch` is made for that.
     """
     found = {}
     temporary = environ.get("TMPDIR") or _TEMPORARY
-    if Path(temporary) in input_dir.parents:
+    if Path(temporary) in input_dir.parents and closed():
         scratch.mkdir(mode=0o700, exist_ok=True)
         found["TMPDIR"] = temporary = str(scratch)
     try:

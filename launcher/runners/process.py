@@ -8,20 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
-from launcher.inputs import kernel
 from launcher.inputs.protection import Protection, program
 from launcher.job.logs import Times
 from launcher.runners import stall
 from launcher.runners.output import Pump, RankLogs
 from launcher.runners.running import Exit
-
-LEFTOVER_GRACE = 5.0
-"""Seconds that processes get which outlive the job's main process, between SIGTERM and SIGKILL."""
+from launcher.runners.signals import SUSPENDING
+from launcher.runners.tree import Tree, become_subreaper, described
 
 
 class Process:
@@ -37,16 +34,16 @@ class Process:
         log: Path,
         ranks: int = 1,
         rank_logs: Path | None = None,
+        grace: float = 30.0,
+        single_child: bool = False,
+        rewrite: Mapping[int, int] | None = None,
         spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. `spared`: the children of the
-        launcher that are not the job's (the uploader, servers of lazy inputs).
+        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. For the others see `Tree`.
 
         Raises CommandNotFound, CommandNotExecutable, MountFailed.
         """
         become_subreaper()
-        self._spared = spared
-        self._grace = LEFTOVER_GRACE
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
@@ -66,8 +63,16 @@ class Process:
         finally:
             for fd in (report_writer, out_writer, err_writer):
                 os.close(fd)
-        self.pid = self._process.pid
+        self._tree = Tree(
+            self._process.pid,
+            self._process.poll,
+            grace=grace,
+            single_child=single_child,
+            rewrite=rewrite,
+            spared=spared,
+        )
         self._exit: Exit | None = None
+        self._lingers = False
         self._pumps = [
             Pump(out_reader, sys.stdout.fileno(), self._log, self._times),
             Pump(err_reader, sys.stderr.fileno(), self._log, self._times),
@@ -77,7 +82,9 @@ class Process:
             if ranks > 1
             else None
         )
-        self.fd = os.pidfd_open(self.pid)
+        self.fd = os.pidfd_open(self._process.pid)
+        # Job control: what stops a launcher that runs a job stops the job first.
+        self._handlers = {each: signal.signal(each, lambda number, frame: self.signal(number)) for each in SUSPENDING}
         with os.fdopen(report_reader, "rb") as file:
             self.rung, self.guarantee = self._read_report(file.read(), command)
 
@@ -100,19 +107,27 @@ class Process:
 
     def poll(self) -> Exit | None:
         if self._exit is None:
-            code = self._process.poll()
-            reap(self.pid if code is None else None, *self._spared())
+            code = self._tree.poll()
             if code is not None:
-                self._exit = Exit(code) if code >= 0 else Exit(128 - code, -code)
+                number = -self._process.returncode
+                survivors = tuple(described(pid) for pid in self._tree.members())
+                self._exit = Exit(code, number if number > 0 else None, survivors=survivors)
+            elif self._tree.code is not None and not self._lingers:
+                # From now on SIGCHLD and time tell when to look: a pidfd of what has ended is readable for ever.
+                self._lingers = True
+                quiet = os.eventfd(0, os.EFD_CLOEXEC)
+                os.dup2(quiet, self.fd, inheritable=False)
+                os.close(quiet)
         return self._exit
 
     def signal(self, number: int) -> None:
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        self._tree.signal(number)
+
+    def kill(self) -> None:
+        self._tree.kill()
 
     def members(self) -> list[int]:
-        return descendants(self._spared())
+        return self._tree.members()
 
     def cpu_seconds(self) -> float | None:
         return stall.cpu_seconds(self.members())
@@ -120,16 +135,10 @@ class Process:
     def waiting(self) -> list[str]:
         return stall.waiting(self.members())
 
-    def kill(self) -> None:
-        self._grace = 0.0
-        for pid in self.members():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
     def close(self) -> list[str]:
-        left = [f"{name(pid)} ({pid})" for pid in self.members()]
-        end_tree(self._grace, self._spared)
         if self._fds:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
             for pump in self._pumps:
                 pump.join(2.0)
             if self._ranks:
@@ -139,103 +148,4 @@ class Process:
                     os.close(fd)
             self._fds = []
             self._times.close()
-        return left
-
-
-def become_subreaper() -> None:
-    """Orphans below this process become its children (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    kernel.prctl(36, 1)
-
-
-def reap(*keep: int | None) -> None:
-    """Collects dead children, up to the first of `keep`, for which somebody else waits."""
-    while True:
-        try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return
-        if found is None or found.si_pid in keep:
-            return
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(found.si_pid, os.WNOHANG)
-
-
-def end_tree(grace: float, spared: Callable[[], Collection[int]] = tuple) -> None:
-    """Ends every process below this one but the spared (see `_end`)."""
-    _end(lambda: descendants(spared()), grace)
-
-
-def end_job(job: str, grace: float) -> list[str]:
-    """Ends what is left of a job whose launcher is gone (see `_end`), by the LAUNCHER_JOB_ID that its processes inherited,
-    with LAUNCHER_ATTEMPT: whoever starts the launcher under an id of his own has only the first.
-
-    Returns what that was, in words. (The kernel ends the job's own process with its launcher, but not what that started.)
-    """
-    mark = f"LAUNCHER_JOB_ID={job}".encode()
-
-    def living() -> list[int]:
-        found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and int(entry) != os.getpid():
-                with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-                    inherited = file.read().split(b"\0")
-                    if mark in inherited and any(each.startswith(b"LAUNCHER_ATTEMPT=") for each in inherited):
-                        found.append(int(entry))
-        return found
-
-    words = [f"{name(pid)} ({pid})" for pid in living()]
-    _end(living, grace)
-    return words
-
-
-def _end(living: Callable[[], list[int]], grace: float) -> None:
-    """SIGTERM to each of them, and SIGKILL after `grace` seconds. Returns when none is left, or 2 s after the SIGKILL (a
-    process in an uninterruptible wait cannot be waited for)."""
-    deadline = time.monotonic() + grace
-    sent: set[int] = set()
-    while pids := living():
-        late = time.monotonic() > deadline
-        for pid in pids:
-            if pid not in sent or late:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-                sent.add(pid)
-        reap()
-        if time.monotonic() > deadline + 2:
-            return
-        time.sleep(0.005)
-    reap()
-
-
-def descendants(spared: Collection[int] = ()) -> list[int]:
-    """Process ids below this process that are not zombies, from /proc; without the spared children and what is below them."""
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                with open(f"/proc/{entry}/stat") as file:
-                    fields = file.read().rpartition(")")[2].split()
-                parents[int(entry)] = int(fields[1]), fields[0]
-    me = os.getpid()
-    for pid in spared:
-        parents.pop(pid, None)
-    found = []
-    for pid in parents:
-        ancestor, depth = pid, 0
-        while ancestor in parents and depth < 10_000:
-            ancestor = parents[ancestor][0]
-            depth += 1
-            if ancestor == me:
-                if parents[pid][1] not in "ZX":
-                    found.append(pid)
-                break
-    return found
-
-
-def name(pid: int) -> str:
-    """The command name of a process."""
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            return file.read().strip()
-    except OSError:
-        return "?"
+        return self._tree.left

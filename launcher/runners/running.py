@@ -24,16 +24,18 @@ class Running(Protocol):
     """A started job. Used by one thread, the supervisor's."""
 
     fd: int
-    """Readable when `poll` may have something to say."""
+    """Readable when `poll` may have something to say. What the main process left behind it does not tell of: see `poll`."""
 
     rung: str
     guarantee: str
 
     def poll(self) -> Exit | None:
-        """How it ended, or None while it runs. Never blocks."""
+        """How it ended, or None while it runs, which it does until everything that it started has ended (see `Tree`). Never
+        blocks. To be called twice a second, beside each time that `fd` is readable or a SIGCHLD came."""
 
     def signal(self, number: int) -> None:
-        """Passes a signal to the job; no error when it has ended meanwhile."""
+        """Passes a signal to the job, to its whole process group unless it was started with `single_child`; no error when it
+        has ended meanwhile."""
 
     def members(self) -> list[int]:
         """Process ids of the job's tree on this machine that live; without the uploader, and empty for a container."""
@@ -48,5 +50,5 @@ class Running(Protocol):
         """Ends all of it at once. May be called again. What outlives it, `close` does not wait for."""
 
     def close(self) -> list[str]:
-        """After the end: stops what is left of its processes, finishes its logs, frees everything. Idempotent.
-        Returns what was left and had to be killed, in words."""
+        """After the end: finishes its logs, frees everything. Idempotent. Returns in words what outlived the job's main
+        process and had to be ended, and what could not be."""

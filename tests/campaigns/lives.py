@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -69,7 +70,8 @@ class Figures:
             f"{self.lives} lives, {self.starts} starts, {self.kills.total()} kills ({kills}); {self.resumed} starts went on "
             f"from a checkpoint, {self.anew} began anew, {self.put_aside} torn folders were put aside; {self.whole} checkpoints "
             f"known whole, {self.stored} stored, every byte read; {self.repeated} of {self.steps} steps computed again; "
-            f"last process of a job gone {self.longest_survivor:.2f} s after its launcher, last uploader {self.longest_uploader:.2f} s; {len(self.violations)} violations"
+            f"last process of a job gone {self.longest_survivor:.2f} s after its launcher, last uploader "
+            f"{self.longest_uploader:.2f} s; {len(self.violations)} violations"
         )
 
 
@@ -100,7 +102,8 @@ class Life:
         self._log = setting.launcher.home / f"{self._name}.log"
         self._folder = setting.launcher.home / "data" / "jobs" / self._name / self._id
 
-    def run(self, kills: int) -> None:
+    def run(self) -> None:
+        kills = self._chance.randint(1, 4)
         for start in range(_MOST):
             process = self._start()
             with self._setting.figures.lock:
@@ -256,7 +259,7 @@ class Life:
 def campaign(
     count: int, seed: int, *, workers: int = 2, writer: str = "steady", runner: str = "process", engine: str = ""
 ) -> Figures:
-    """Lives until about `count` kills were done. Ctrl-C ends it, with the figures so far."""
+    """Lives until `count` kills were done, and a few more. Ctrl-C ends it, with the figures so far."""
     home = Path(tempfile.mkdtemp(prefix="launcher-lives-"))
     figures = Figures()
     try:
@@ -265,23 +268,26 @@ def campaign(
         store.prepare()
         expected = _uninterrupted(launcher) if writer == "trainer" else []
         setting = Setting(launcher, store, seed, writer, runner, expected, figures)
-        chance = random.Random(seed)
-        plan = []
-        while sum(plan) < count:
-            plan.append(min(chance.randint(1, 4), count - sum(plan)))
+        numbers = itertools.count()
+
+        def work(_: int) -> None:
+            while figures.kills.total() < count:
+                with figures.lock:
+                    number = next(numbers)
+                _live(setting, number)
+
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(lambda item: _live(setting, *item), enumerate(plan)):
-                pass
+            list(pool.map(work, range(workers)))
     finally:
         subprocess.run(["chmod", "-R", "u+w", home], check=False)
         shutil.rmtree(home, ignore_errors=True)
     return figures
 
 
-def _live(setting: Setting, number: int, kills: int) -> None:
+def _live(setting: Setting, number: int) -> None:
     life = Life(setting, number)
     try:
-        life.run(kills)
+        life.run()
     except Exception as error:
         life._violation(f"{type(error).__name__}: {error}")
 

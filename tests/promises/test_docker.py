@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.promises import test_stopping as stopping
 from tests.promises.test_main_job import fine_tune_and_continue
 from tests.support.cli import ROOT, Launcher
 from tests.support.images import BASE
@@ -211,3 +212,44 @@ def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, job_image: s
         state = json.loads(run(docker, "inspect", name).stdout)[0]["State"]
         run(docker, "rm", "--force", name)
         assert seconds < 10 and state["ExitCode"] in (75, 143), (milliseconds, seconds, state)
+
+
+def test_a_stop_reaches_every_rank_in_a_container(docker: Launcher, tmp_path: Path) -> None:
+    """Docker runner: the agent in the container tells them, and the stop file is there."""
+    script = stopping.ranks(tmp_path, wait=(2, 0))
+    tmp_path.chmod(0o755)  # The engine binds it; the container's user reads it.
+    words = ("training", "run", "s", "--runner", "docker", "--image", BASE, "--accels", "2", "--grace", "2m")
+    process = docker.start(*words, "--work-dir", tmp_path, "--", script.name)
+    seen = stopping.until(process, "rank 0 is ready", "rank 1 is ready")
+    docker("training", "stop", "s", "--wait", "2m")
+    output = seen + stopping.finish(process)
+    assert process.returncode == 143, output
+    assert output.count("saves: signals ['SIGTERM'], SIGTERM") == 2, output
+    assert [each["metadata"]["name"] for each in docker.json("training", "checkpoints", "s")] == ["s/step-7"]
+    assert containers(docker) == ""
+
+
+def test_docker_stop_leaves_the_entrypoint_time_to_save_and_to_store(
+    docker: Launcher, image: str, tmp_path: Path, home: Path
+) -> None:
+    """`docker stop -t 60` of two ranks, whose save begins 5 s after the signal."""
+    docker.env |= {"LAUNCHER_STORE": str(home / "store")}
+    script = stopping.ranks(tmp_path, wait=(5, 0))
+    script.chmod(0o644)
+    tmp_path.chmod(0o755)
+    words = ["--name", "stopped-entrypoint", "-v", f"{home}:/shared", "-v", f"{script}:/job/ranks.py:ro"]
+    for variable in ("STORE=/shared/store", "NAME=s", "ACCELS=2", "DEVICE=cpu", "GRACE=60s"):
+        words += ["-e", f"LAUNCHER_{variable}"]
+    process = subprocess.Popen(
+        ["docker", "run", *words, image, "/job/ranks.py"],
+        env=docker.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        seen = stopping.until(process, "rank 0 is ready", "rank 1 is ready")
+        assert run(docker, "stop", "--time", "60", "stopped-entrypoint").returncode == 0
+        output = seen + stopping.finish(process)
+        state = json.loads(run(docker, "inspect", "stopped-entrypoint").stdout)[0]["State"]
+        assert state["ExitCode"] == 143 and not state["OOMKilled"], output
+        assert [each["metadata"]["name"] for each in docker.json("training", "checkpoints", "s")] == ["s/step-7"]
+    finally:
+        run(docker, "rm", "--force", "stopped-entrypoint")

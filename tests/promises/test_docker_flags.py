@@ -102,10 +102,15 @@ def run(
 
 
 def test_every_flag(engine: str, job_image: str, store: Path) -> None:
+    by_hand = (*FLAGS["all at once"], "--entrypoint", "/opt/launcher/bin/launcher")
     with ThreadPoolExecutor(4) as pool:
         futures = {
             name: pool.submit(run, engine, job_image, flags, store, "sh", "-c", JOB) for name, flags in FLAGS.items()
         }
+        futures["all, process runner"] = pool.submit(
+            run, engine, job_image, by_hand, store, "training", "run", "job", "--", "sh", "-c", JOB,
+            LAUNCHER_OUTPUT_DIR="/output-checkpoint",
+        )  # fmt: skip
         results = {name: future.result() for name, future in futures.items()}
     for name, ended in results.items():
         guard = next((line.rpartition(" ")[2] for line in ended.output.splitlines() if "read-only by:" in line), "?")

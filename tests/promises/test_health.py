@@ -105,7 +105,7 @@ def test_probes_metrics_and_heartbeat_of_a_running_job(launcher: Launcher, tmp_p
         eventually(lambda: get(f"{url}/readyz") == (200, "ok\n"), "the job runs")
         before = metrics(url)
         (tmp_path / "save").touch()
-        after = eventually(lambda: stored(m := metrics(url)) and m, "it is stored")
+        after = eventually(lambda: stored(m := metrics(url)) and m, "it is stored", 180)
         changed = {name: (before.get(name), value) for name, value in after.items() if before.get(name) != value}
         print(changed)
         assert before["launcher_phase:run"] == 1 and before["launcher_phase:prepare"] == 0
@@ -135,7 +135,7 @@ def test_a_stop_and_its_deadline_are_seen(launcher: Launcher, tmp_path: Path) ->
         job = int((Path("/proc") / str(process.pid) / "task" / str(process.pid) / "children").read_text().split()[0])
         os.kill(job, signal.SIGSTOP)  # It does not end by the stop, so that somebody can look at it.
         process.send_signal(signal.SIGTERM)
-        found = eventually(lambda: (m := metrics(url))["launcher_stop_requested"] == 1 and m, "the stop is seen")
+        found = eventually(lambda: (m := metrics(url))["launcher_stop_requested"] == 1 and m, "the stop is seen", 180)
         found = eventually(lambda: "launcher_stop_deadline_timestamp_seconds" in (m := metrics(url)) and m, "deadline")
         assert 0 < found["launcher_stop_deadline_timestamp_seconds"] - time.time() <= 500
         os.kill(job, signal.SIGCONT)
@@ -151,7 +151,7 @@ def test_a_hung_uploader_shows_and_so_does_its_recovery(launcher: Launcher, tmp_
         os.kill(pid, signal.SIGSTOP)
         assert get(f"{url}/healthz")[0] == 200, "an uploader that has nothing to do is not ill"
         (tmp_path / "save").touch()
-        _, text = eventually(lambda: (page := get(f"{url}/healthz"))[0] == 503 and page, "it is seen")
+        _, text = eventually(lambda: (page := get(f"{url}/healthz"))[0] == 503 and page, "it is seen", 180)
         print(text)
         assert f"the uploader (process {pid}) has done nothing for" in text
         assert get(f"{url}/readyz")[0] == 503
@@ -163,7 +163,7 @@ def test_a_hung_uploader_shows_and_so_does_its_recovery(launcher: Launcher, tmp_
         assert heartbeat.stat().st_mtime_ns == written, "nothing beats while it is not well"
         os.kill(pid, signal.SIGCONT)
         eventually(lambda: get(f"{url}/healthz")[0] == 200, "it is well again")
-        eventually(lambda: stored(metrics(url)), "it is stored")
+        eventually(lambda: stored(metrics(url)), "it is stored", 180)
     events = [json.loads(line)["kind"] for line in (launcher.job("watched") / "events.jsonl").read_text().splitlines()]
     assert events.count("health-lost") == events.count("health-back") == 1
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns import moments, survivors
 from tests.support.cli import PROGRAM, ROOT, Launcher
 from tests.support.fault_proxy import FaultProxy
+from tests.support.filesystems import KernelCannot
 from tests.support.s3_server import S3Server
 
 RANKS = """
@@ -230,3 +232,21 @@ def test_a_stop_while_a_stalled_store_keeps_the_last_checkpoint_is_over_in_time_
             assert [each["metadata"]["name"] for each in launcher.json("training", "checkpoints", name)] == [
                 f"{name}/checkpoint-1"
             ]
+
+
+def test_sigterm_at_random_moments_of_a_whole_life() -> None:
+    """The whole: `python -m tests.campaigns.moments`. The bound of 2 s is for a machine that is not busy."""
+    figures = moments.campaign(8, seed=3, pid1=False, bound=60)
+    print(figures.text())
+    assert not figures.violations, figures.violations
+
+
+@pytest.mark.parametrize("kind", ["deaf", "stuck"])
+def test_the_end_is_on_time_whatever_a_rank_does(kind: str) -> None:
+    """The whole: `python -m tests.campaigns.survivors`."""
+    try:
+        figures = survivors.campaign(kind, 1, grace=3, seed=3, slack=60)
+    except KernelCannot as error:
+        pytest.skip(str(error))
+    print(kind, figures.text(3))
+    assert not figures.violations, figures.violations

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.campaigns import ends
 from tests.support.cli import PROGRAM, ROOT, Launcher
 
 SCRIPT = """
@@ -148,13 +149,31 @@ def test_a_killed_agent_is_told_from_a_rank(launcher: Launcher, tmp_path: Path) 
 
 def test_a_job_that_stands_still_is_described_and_ended(launcher: Launcher) -> None:
     """It prints, then writes files, then computes, each for longer than the time-out, before it stands still."""
-    words = "for i in 1 2 3 4 5 6; do echo $i; sleep 1; done; for i in 1 2 3 4 5 6; do echo >$OUT/file; sleep 1; done; "
-    words = f"OUT=$FLEXAI_OUTPUT_CHECKPOINT_DIR; {words} timeout 6 sh -c 'while :; do :; done'; touch $OUT/done; exec sleep 321"
+    words = "for i in 1 2 3 4 5; do echo $i; sleep 1; done; for i in 1 2 3 4 5; do echo >$OUT/file; sleep 1; done; "
+    words = f"OUT=$FLEXAI_OUTPUT_CHECKPOINT_DIR; {words} timeout 5 sh -c 'while :; do :; done'; touch $OUT/done; exec sleep 321"
     launcher("training", "run", "still", "--stall-timeout", "4s", "--", "sh", "-c", words, code=143)
     result = launcher.result("still")
     assert (result["failure"], result["signal"], result["stopped"]) == ("hang", "SIGTERM", False)
     assert "no output, no file, no processor time (sleep (" in result["cause"]
     assert (launcher.job("still") / "output-checkpoint/done").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "attempts", "code"),
+    [
+        ("exit 42", "", 2, 42),  # The job's own mistake comes again at the same step: once more, and no further.
+        ("exit 42", "--no-retry-on 42", 1, 42),
+        ("exit 42", "--no-retry-on exit --retry-on 42", 4, 42),
+        ("kill -11 $$", "", 4, 139),
+        ("echo 'torch.OutOfMemoryError: CUDA out of memory. Tried to'; exit 1", "", 1, 1),
+        ("test $LAUNCHER_ATTEMPT = 3 || exit 7", "--retry-on 7", 3, 0),
+    ],
+)
+def test_what_is_retried_by_class_and_by_code(
+    launcher: Launcher, script: str, flags: str, attempts: int, code: int
+) -> None:
+    launcher("training", "run", "again", "--max-restarts", "3", *flags.split(), "--", "sh", "-c", script, code=code)
+    assert launcher.result("again")["attempt"] == attempts
 
 
 def test_a_job_that_stands_still_and_ignores_it_is_killed(launcher: Launcher) -> None:
@@ -192,3 +211,9 @@ def test_secrets_do_not_get_into_the_verdict_by_a_traceback(launcher: Launcher, 
     folder = launcher.job("leak")
     for path in (folder / "result.json", folder / "record.json", folder / "events.jsonl", tmp_path / "result.json"):
         assert "canary" not in path.read_text()
+
+
+def test_exit_codes_and_signals_by_chance_are_exact() -> None:
+    """A slice of `python -m tests.campaigns.ends`."""
+    assert not ends.main(["--count", "3", "--seed", "7", "--how", "torchrun"]).violations
+    assert not ends.main(["--count", "8", "--seed", "8", "--how", "exec"]).violations

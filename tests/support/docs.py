@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-import re
 from types import ModuleType
 from typing import Any
 
@@ -85,13 +84,9 @@ def verdict_page() -> str:
     retried = [line for line in (restarts.__doc__ or "").splitlines() if line.startswith("|")]
     page = VERDICT.read_text()
     for name, lines in (("retried", retried), ("fields", rows)):
-        text = "\n".join(lines)
-        page = re.sub(
-            rf"(<!-- {name}: .*?-->\n).*?(<!-- end -->)",
-            lambda found: f"{found[1]}{text}\n{found[2]}",
-            page,
-            flags=re.S,
-        )
+        before, mark, rest = page.partition(f"<!-- {name}: ")
+        end = rest.index("<!-- end -->")
+        page = before + mark + "\n".join([rest.partition("\n")[0], *lines, rest[end:]])
     return page
 
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from launcher import result
-from launcher.job.failure import last_words
+from launcher.job.last_words import last_words
 from launcher.result import Result
 from tests.support.cli import ROOT
 
