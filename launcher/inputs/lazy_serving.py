@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import queue
+import resource
 import socket
 import stat
 import sys
@@ -46,6 +47,8 @@ _READERS = 256
 
 def main(control: int) -> None:
     """Serves the task on stdin. `control`: the socket over which mounts come."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Every large file is open until its last block has come.
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
     server = _Server(task)
     threading.Thread(target=server.fetch, name="fetch", daemon=True).start()
@@ -136,9 +139,8 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, manifest: Manifest, folder: Path, blocks: Blocks) -> None:
         self.blocks = blocks
-        self._folder = os.open(
-            folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        )  # Also after the entry got its name.
+        # Open, as it gets another name when everything is there.
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._children: dict[str, list[str]] = {"/": [".", ".."]}
         self._attributes: dict[str, dict[str, int]] = {"/": _attributes(stat.S_IFDIR | 0o555, 0, manifest.created)}
         self._total = manifest.size
