@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -28,6 +30,7 @@ from tests.support.s3_server import S3Server
 
 __all__ = ["public"]
 DEADLINE = 120.0
+REQUIRE_ALL = os.environ.get("LAUNCHER_TEST_REQUIRE_ALL") == "1"
 
 
 def can_mount() -> str:
@@ -38,7 +41,9 @@ def can_mount() -> str:
         os.close(os.open("/dev/fuse", os.O_RDWR))
     except OSError as error:
         return f"/dev/fuse: {error.strerror}: a matter of this kernel or container, not of a package"
-    return ""
+    if (importlib.util.find_spec("mfusepy") and ctypes.util.find_library("fuse3")) or REQUIRE_ALL:
+        return ""
+    return "mfusepy (the extra `test`) or libfuse3 (tests/support/install) is missing"
 
 
 pytestmark = pytest.mark.skipif(bool(can_mount()), reason=can_mount())
