@@ -289,7 +289,7 @@ def closing(store: Store, record: JobRecord) -> str:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]
     for reference, problem in {each.reference: each.problem for each in attempt.inputs if each.problem}.items():
-        lines.append(f"Input {reference} could not be read: {printable(problem)}")
+        lines.append(f"Input {reference} could not be read whole: {printable(problem)}")
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
     if any(each["kind"] == "salvage" for each in record.skipped):
