@@ -11,7 +11,7 @@ import pytest
 
 from launcher.job.rewrite import parse
 from tests.support.cli import PROGRAM, Launcher
-from tests.support.entrypoint import PLACES, Entrypoint, entrypoint, environment, run, state, tree, until
+from tests.support.entrypoint import PLACES, Entrypoint, entrypoint, environment, state, tree, until
 from tests.support.print_signals import languages
 
 JOB_CONTROL = [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU]
@@ -164,8 +164,3 @@ def test_blocked_and_ignored_signals_of_the_parent() -> None:
     assert int(status["SigBlk"], 16) == 0
     ignored = {number for number in range(1, 65) if int(status["SigIgn"], 16) >> (number - 1) & 1}
     assert ignored == {signal.SIGTTOU, signal.SIGSEGV, signal.SIGINT, signal.SIGHUP}
-
-
-def test_exit_codes_of_every_signal() -> None:
-    for number in [each for each in EVERY if each not in (17, 18, 23, 28)] + [9]:
-        assert run(["--", "sh", "-c", f"kill -{number} $$"]).returncode == 128 + number
