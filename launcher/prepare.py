@@ -285,7 +285,7 @@ def provide(
             text = f"Input {chosen.text} is fetched whole before the job: only a stored checkpoint has a digest of each block"
             emit(event("input-eager", text, "warning"))
         with Progress(f"Fetching {chosen.text}", chosen.size, emit, stop) as progress:
-            provided.append(choose.provide(chosen, store, cache, progress.add, linkable, lazily))
+            provided.append(choose.provide(chosen, store, cache, progress, linkable, lazily))
         findings = choose.findings_inside(provided[-1])
         policy.refuse(findings, spec.pickles, chosen.text)
         policy.warn(findings, spec.pickles, chosen.text, emit)

@@ -54,7 +54,7 @@ def collect(
     with catching() as signals:
         settings, environ = current(ctx)
         source = Path(os.path.abspath(folder))
-        prepared = volume.job(source) if volume.is_prepared(source) else None
+        prepared = volume.job_of(source) if volume.is_prepared(source) else None
         default = prepared.read().name if prepared else names.clean(os.uname().nodename or "job")
         spec = specs.load(
             flags | {"name": name, "runner": "sidecar"}, file=job_file, environ=environ, defaults={"name": default}

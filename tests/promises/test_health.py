@@ -162,10 +162,11 @@ def test_a_hung_uploader_shows_and_so_does_its_recovery(launcher: Launcher, tmp_
         time.sleep(2.5)
         assert heartbeat.stat().st_mtime_ns == written, "nothing beats while it is not well"
         os.kill(pid, signal.SIGCONT)
-        eventually(lambda: get(f"{url}/healthz")[0] == 200, "it is well again")
+        eventually(lambda: get(f"{url}/healthz")[0] == 200, "it is well again", 180)
         eventually(lambda: stored(metrics(url)), "it is stored", 180)
     events = [json.loads(line)["kind"] for line in (launcher.job("watched") / "events.jsonl").read_text().splitlines()]
-    assert events.count("health-lost") == events.count("health-back") == 1
+    # (More than once on a machine so busy that for five seconds the uploader, which is nice, does not get a hundredth of one.)
+    assert events.count("health-lost") == events.count("health-back") >= 1
 
 
 def test_it_takes_one_thread_and_nothing_where_nobody_asked(launcher: Launcher, tmp_path: Path) -> None:
