@@ -174,7 +174,11 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             output=prepared.output, emit=emit,
         )  # fmt: skip
     ended = supervise(
-        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
+        running,
+        stops,
+        reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace),
+        on_stop=uploader.hurry,
+        emit=emit,
     )
     ended, left = close(running, ended)
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.

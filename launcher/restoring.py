@@ -165,7 +165,7 @@ class Output:
         path = chosen.names[0].rpartition("/")[2]
         cache = NodeCache.open(self.settings, self.emit)
         with Progress(f"Fetching {chosen.text}", chosen.size, self.emit, self.stop) as progress:
-            provided = choose.provide(chosen, self.store, cache, progress.add)
+            provided = choose.provide(chosen, self.store, cache, progress)
         try:
             stage = self._stage(self.path)
             found = Folder.scan(provided.path).files
@@ -273,10 +273,10 @@ class Output:
             if here and store:
                 shared = self._duplicates(store, manifest, stage, progress)
                 share.verify(
-                    manifest.files, stage, manifest.id, threads=self.settings.transfer_threads, on_bytes=progress.add
+                    manifest.files, stage, manifest.id, threads=self.settings.transfer_threads, on_bytes=progress
                 )
             else:
-                found, lease = cache.fetch(self.store, manifest, progress.add)
+                found, lease = cache.fetch(self.store, manifest, progress)
                 try:
                     shared = self._duplicates(found, manifest, stage, progress)
                 finally:
@@ -291,7 +291,7 @@ class Output:
             except FileNotFoundError as error:
                 raise DigestMismatch(path=file.path, checkpoint=manifest.id, cause="it is missing") from error
             shared &= _duplicate(source / file.path, stage / file.path, status, file.mode, file.mtime)
-            progress.add(0)
+            progress(0)
         return shared
 
     def _stage(self, root: str) -> Path:

@@ -94,7 +94,14 @@ class RankLogs:
     def _find(self) -> None:
         for path in sorted(self._folder.glob("*/attempt_*/*/std*.log")):
             if path not in self._files and path.name in self._targets:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                # A container can write there: neither a link, at any level, nor a pipe is a log of a rank.
+                plain = os.path.join(os.path.realpath(self._folder), path.relative_to(self._folder))
+                if os.path.realpath(path) != plain or not path.is_file():
+                    continue
+                try:
+                    fd = os.open(plain, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                except OSError:
+                    continue
                 mark = f"[rank{path.parent.name}]: ".encode()
                 self._files[path] = _Followed(fd, mark, [self._targets[path.name], self._log], self._times)
 

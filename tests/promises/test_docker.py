@@ -230,7 +230,7 @@ def test_a_stop_reaches_every_rank_in_a_container(docker: Launcher, tmp_path: Pa
 
 
 def test_docker_stop_leaves_the_entrypoint_time_to_save_and_to_store(
-    docker: Launcher, image: str, tmp_path: Path, home: Path
+    docker: Launcher, job_image: str, tmp_path: Path, home: Path
 ) -> None:
     """`docker stop -t 60` of two ranks, whose save begins 5 s after the signal."""
     docker.env |= {"LAUNCHER_STORE": str(home / "store")}
@@ -241,7 +241,7 @@ def test_docker_stop_leaves_the_entrypoint_time_to_save_and_to_store(
     for variable in ("STORE=/shared/store", "NAME=s", "ACCELS=2", "DEVICE=cpu", "GRACE=60s"):
         words += ["-e", f"LAUNCHER_{variable}"]
     process = subprocess.Popen(
-        ["docker", "run", *words, image, "/job/ranks.py"],
+        ["docker", "run", *words, job_image, "/job/ranks.py"],
         env=docker.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
