@@ -120,7 +120,7 @@ def _push(
     with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:
         try:
             files = upload_files(
-                store, journal.id, tree.root, tree.files, threads=threads, on_bytes=progress.add, journal=journal
+                store, journal.id, tree.root, tree.files, threads=threads, on_bytes=progress, journal=journal
             )
         except Changed as error:
             raise LocalResourceError(what=f"{error} was changed while it was being pushed; push again.") from error
@@ -161,7 +161,7 @@ def push_remote(
     """Stores what is somewhere else as the next version of `name`, through the node cache, where a job finds it again."""
     name = names.check(name, "checkpoint name")
     with Progress(f"Fetching {remote.url}", remote.size, emit) as progress:
-        path, lease = cache.fetch_remote(remote, progress.add)
+        path, lease = cache.fetch_remote(remote, progress)
     try:
         return push(
             store,
@@ -196,7 +196,7 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with Progress(f"Fetching {found.label}", manifest.size, emit) as progress:
-            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress.add, writable=True)
+            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress, writable=True)
         partial.replace(target)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

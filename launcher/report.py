@@ -18,6 +18,7 @@ from launcher import secrets
 from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
+from launcher.directories import give
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
 from launcher.job import restarts
@@ -27,7 +28,6 @@ from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
-from launcher.prepare import give
 from launcher.runners.running import Exit
 from launcher.runners.stopping import Stop, Stops
 from launcher.settings import Settings
@@ -289,7 +289,7 @@ def closing(store: Store, record: JobRecord) -> str:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]
     for reference, problem in {each.reference: each.problem for each in attempt.inputs if each.problem}.items():
-        lines.append(f"Input {reference} could not be read: {printable(problem)}")
+        lines.append(f"Input {reference} could not be read whole: {printable(problem)}")
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
     if any(each["kind"] == "salvage" for each in record.skipped):

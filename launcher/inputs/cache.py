@@ -28,7 +28,7 @@ from launcher.events import Emit, event
 from launcher.inputs import share as sharing
 from launcher.inputs.entries import About, Cached, Entries, Lease
 from launcher.settings import Settings, parse_share
-from launcher.store import layout
+from launcher.store import layout, stamps
 from launcher.store.store import Store
 from launcher.text import size as as_size
 from launcher.transfer import bulk
@@ -101,8 +101,7 @@ class NodeCache:
 
         def download(partial: Path) -> About:
             if source and way:
-                sharing.share(source, manifest, partial, way)
-                sharing.verify(manifest.files, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+                self._share(store, manifest, source, partial, way, on_bytes)
             else:
                 (bring or fetch_files)(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
             return About(manifest.name, store.url, manifest.files, shared=way is not None)
@@ -111,6 +110,16 @@ class NodeCache:
         identifier += sharing.LINKED if way == "link" else ""
         lease = self._make(identifier, 0 if way else manifest.size, what, download, on_bytes)
         return self.entry(identifier), lease
+
+    def _share(
+        self, store: Store, manifest: Manifest, source: Path, partial: Path, way: sharing.Way, on_bytes: OnBytes
+    ) -> None:
+        known = stamps.known(store.index, manifest.id)
+        unproven, found = sharing.share(source, manifest, partial, way, known)
+        on_bytes(manifest.size - sum(file.size for file in unproven))
+        if unproven:
+            sharing.verify(unproven, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+            stamps.remember(store.index, manifest.id, known | sharing.unchanged(source, found))
 
     def at_hand(self, store: Store, manifest: Manifest, linkable: Callable[[], bool], *, part: str = "") -> bool:
         """Whether `fetch` would move no bytes: the entry is there, or a store on the same disk shares its files."""

@@ -63,7 +63,7 @@ def plan(
     inputs: Sequence[tuple[str, str]],
     writable: Collection[str],
     output: str,
-    folder: str,
+    logs: str,
     agent: str,
     user: str,
     network: str,
@@ -80,7 +80,7 @@ def plan(
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
-    binds.append({"Type": "bind", "Source": f"{folder}/logs", "Target": LOGS, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
         binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
     request: dict[str, Any] = {
@@ -125,6 +125,20 @@ def connect(image: str) -> Any:
     except DockerException as error:
         raise EngineUnavailable(cause=f"failed: {error}") from error
     return client
+
+
+def end(job: str) -> None:
+    """Removes the container of a job whose launcher is gone, if there is one and the engine answers."""
+    import docker
+    from docker.errors import DockerException
+
+    with contextlib.suppress(DockerException):
+        docker.from_env(timeout=60).containers.get(container_name(job)).remove(force=True, v=True)
+
+
+def container_name(job: str) -> str:
+    """The name of a job's container, by the job's id."""
+    return f"launcher-{job}"
 
 
 class Container:

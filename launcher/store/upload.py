@@ -13,7 +13,7 @@ from launcher.store import layout
 from launcher.store.journal import Journal
 from launcher.store.store import Store
 from launcher.transfer.digest import of_file
-from launcher.transfer.object_store import Missing, OnBytes
+from launcher.transfer.object_store import Missing, OnBytes, for_file
 from launcher.transfer.retry import call
 
 _LARGE, _LARGE_AT_ONCE = 1 << 20, 3
@@ -100,7 +100,7 @@ def upload_files(
                 return kept
             with large if before.st_size > _LARGE else contextlib.nullcontext():
                 copied = earlier.copy(store, checkpoint, path, source, before.st_size) if earlier else None
-                moved = copied or store.upload(checkpoint, source, path, on_bytes)
+                moved = copied or store.upload(checkpoint, source, path, for_file(on_bytes, path, before.st_size))
             after = os.fstat(fd)
         finally:
             os.close(fd)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from launcher.errors import StoreUnavailable
 from launcher.transfer.digest import BLOCK, CHUNK, of_blocks
 from launcher.transfer.lanes import Lanes
-from launcher.transfer.object_store import Moved, OnBytes, Readable
+from launcher.transfer.object_store import Moved, OnBytes, Readable, for_file
 from launcher.transfer.retry import call
 
 _TRIES = 5
@@ -65,7 +65,10 @@ def download(
     """
     wanted = list(wanted)
     lanes, syncing = Lanes(threads), Syncing()
-    files = [Arriving(place, each, timeout, on_bytes, lanes, syncing) for each in wanted]
+    files = [
+        Arriving(place, each, timeout, for_file(on_bytes, os.path.basename(each.key), each.size), lanes, syncing)
+        for each in wanted
+    ]
     # The largest first: what is left at the end is small, and shared well.
     units = _units(sorted(files, key=lambda file: file.wanted.size, reverse=True))
     lock, failures = threading.Lock(), list[BaseException]()
