@@ -21,7 +21,7 @@ from launcher.runners.tree import TICK, Tree, become_subreaper
 
 _OPTIONS = ("--grace", "--rewrite", "--single-child")
 _VARIABLES = frozenset({"LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT"})
-_OF_IMAGES = {"LAUNCHER_DATA_DIR": "/var/lib/launcher", "LAUNCHER_CACHE_DIR": "/var/cache/launcher"}
+_OF_IMAGES = {"LAUNCHER_DEVICE": "cpu"}
 """What our images set themselves: asks for nothing."""
 _FOLDERS = {
     "FLEXAI_INPUT_CHECKPOINT_DIR": "/input-checkpoint",
@@ -41,8 +41,8 @@ def request(words: Sequence[str], environ: Mapping[str, str]) -> Request | None:
     """The plain init's part of `entrypoint`'s words, or None where the main job is to run, or to say what is wrong.
 
     The init is plain when LAUNCHER_STORE is `none`; and when nothing at all asks for the main job: no option but those of
-    signals, no other LAUNCHER_* or FLEXAI_* variable (our images' own folders apart), no configuration file, nothing mounted
-    at the input, output or data folder, and a command that torchrun would not start (`script.py`, `-m module`).
+    signals, no other LAUNCHER_* or FLEXAI_* variable (but LAUNCHER_DEVICE=cpu, which our image sets), no configuration file,
+    nothing mounted at the input, output or data folder, and a command that torchrun would not start (`script.py`, `-m module`).
     """
     if "--" not in words:
         return None

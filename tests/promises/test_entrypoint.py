@@ -30,7 +30,7 @@ SH = ["sh", "-c", ":"]
         (["--", *SH], {}, True),
         (["--single-child", "--rewrite", "TERM:INT", "--rewrite=HUP:0", "--grace", "5s", "--", *SH], {}, True),
         (["--", *SH], {"LAUNCHER_GRACE": "2m", "LAUNCHER_SINGLE_CHILD": "true", "LAUNCHER_REWRITE": "TERM:INT"}, True),
-        (["--", *SH], {"LAUNCHER_DATA_DIR": "/var/lib/launcher", "LAUNCHER_CACHE_DIR": "/var/cache/launcher"}, True),
+        (["--", *SH], {"LAUNCHER_DEVICE": "cpu"}, True),
         (["--", "torchrun", "train.py"], {}, True),
         (["--", "python", "-c", "pass"], {}, True),
         (["--", *SH], {"LAUNCHER_CHECKPOINT": "base"}, False),
