@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.errors import InputChanged
+from launcher.errors import CheckpointNotFound, InputChanged
 from launcher.events import Emit, Redactor, event
 from launcher.health import Health
 from launcher.inputs import choose, source
 from launcher.inputs.cache import NodeCache
+from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
 from launcher.job.restarts import Restart
@@ -54,20 +56,43 @@ class Job:
     emit: Emit
 
 
+def same_inputs(job: Job) -> Job:
+    """A job that is started again gets the inputs that it had, whatever their names mean by now."""
+    had = {each.reference: each.checkpoint for attempt in job.record.attempts for each in attempt.inputs}
+    chosen = []
+    for each in job.checked.chosen:
+        identifier, named = had.get(job.redactor.text(each.text)), each.manifest
+        if identifier and named and named.id != identifier:
+            selection = Selection(job.spec.include, job.spec.exclude, job.spec.only)
+            try:
+                (found,) = choose.choose((identifier,), job.store, job.settings, job.environ, selection)
+                each = dataclasses.replace(found, text=each.text, names=each.names)
+            except CheckpointNotFound:
+                text = f"Input {each.text} was {identifier}, which was deleted: {named.id} is taken"
+                job.emit(event("input-changed", text, "warning"))
+        chosen.append(each)
+    return dataclasses.replace(job, checked=dataclasses.replace(job.checked, chosen=tuple(chosen)))
+
+
 def begin(job: Job, *, earlier: int) -> Attempt:
     """The next attempt, in the record. `earlier`: the highest number of an attempt that is known from elsewhere."""
     record = job.record
     if record.attempts and record.attempts[-1].outcome is None:
-        record.attempts[-1].outcome = Outcome(code=137, origin="platform", cause=_LOST, kind="lost", retryable=True)
+        record.attempts[-1].outcome = Outcome(
+            code=137, origin="platform", cause=_LOST, failure="signal", kind="lost", retryable=True
+        )
     number = max([earlier, *(each.number for each in record.attempts)]) + 1
     attempt = Attempt(
         number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device
     )
     record.attempts.append(attempt)
+    job.health.phase = "prepare"
+    log = job.folder.path / "logs" / "job.log"
+    attempt.log_start = log.stat().st_size if log.exists() else 0
     if number > 1:
         job.emit(event("attempt-started", f"Job {record.name}: attempt {number}", attempt=number, id=record.id))
-        with open(job.folder.path / "logs" / "job.log", "ab", buffering=0) as log:
-            log.write(f"launcher: attempt {number}\n".encode())
+        with open(log, "ab", buffering=0) as file:
+            file.write(f"launcher: attempt {number}\n".encode())
     return attempt
 
 
@@ -76,12 +101,14 @@ def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder
     log = folder.path / "logs" / "job.log"
     if prepared.request:
         return Container(
-            checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs
-        )
+            checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs,
+            secrets=prepared.handover,
+        )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
-        single_child=spec.single_child, rewrite=spec.rewrites(), spared=lambda: uploader.pid,
+        single_child=spec.single_child, rewrite=spec.rewrites(),
+        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers),
     )  # fmt: skip
 
 
@@ -155,6 +182,8 @@ def inputs(prepared: Prepared, rung: str, redactor: Redactor) -> list[InputRecor
             rung=rung,
             size=each.chosen.size,
             writable=bool(prepared.protection.views),
+            lazy=each.lazy is not None,
+            problem=redactor.text(each.lazy.problem) if each.lazy else "",
         )
         for each, (_, path) in zip(prepared.mounted, prepared.mounts)
     ]

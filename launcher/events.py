@@ -45,6 +45,11 @@ _SECRET_ARGUMENT = re.compile(r"(?P<name>--?[\w-]*(?:token|secret|passw|api[-_]?
 _SECRET_FLAG = re.compile(r"--?[\w-]*(?:token|secret|password|api[-_]?key)[\w-]*", re.I)
 
 
+def secret_name(name: str) -> bool:
+    """Whether the name of a variable says that its value is secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 class Redactor:
     """Replaces secret values by *** in everything that is written: events, records, manifests, command lines."""
 
@@ -55,7 +60,7 @@ class Redactor:
     @classmethod
     def of_environment(cls, env: dict[str, str], others: Iterable[str] = ()) -> Redactor:
         """A redactor of the values of variables whose names say that they are secret, and of other values."""
-        return cls([*(value for name, value in env.items() if _SECRET_NAME.search(name)), *others])
+        return cls([*(value for name, value in env.items() if secret_name(name)), *others])
 
     def text(self, text: str) -> str:
         """`text` without secret values, and without passwords and signatures in URLs."""

@@ -64,13 +64,13 @@ def export(
     cache = NodeCache.open(settings, emit)
     size = sum(file.size for file in files.values())
     with Progress(f"Fetching {found.label}", found.manifest.size, emit) as progress:
-        path, lease = cache.fetch(store, found.manifest, progress.add)
+        path, lease = cache.fetch(store, found.manifest, progress)
     try:
         with Progress(f"Exporting {found.label}", size, emit) as progress:
 
             def send(file: File) -> None:
                 source = os.path.join(path, file.path)
-                moved = call(lambda: place.upload(source, file.path, progress.add), settings.store_timeout)
+                moved = call(lambda: place.upload(source, file.path, progress), settings.store_timeout)
                 if moved.digest != file.digest:
                     raise StoreError(store=place.url, cause=f"{file.path} was changed in the cache while it was sent")
 

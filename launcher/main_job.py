@@ -13,6 +13,7 @@ from launcher.attempt import Job
 from launcher.errors import LauncherError
 from launcher.events import Console, JsonLines, Redactor, to_all
 from launcher.health import Health
+from launcher.inputs import refused
 from launcher.inputs.cache import leases
 from launcher.job import folder as folders
 from launcher.job import restarts
@@ -29,7 +30,7 @@ from launcher.restoring import Output, Resumed
 from launcher.runners.signals import Signals
 from launcher.runners.stall import Watched
 from launcher.runners.stopping import Stops
-from launcher.runners.supervisor import supervise
+from launcher.runners.supervisor import close, supervise
 from launcher.settings import Settings
 from launcher.store.retention import AfterCommits
 from launcher.store.store import Store
@@ -42,7 +43,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     console = Console(form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
-    with _probes(spec, health):
+    with health.served(spec):
         store = Store.open(settings, environ)
         recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
         checked = check(spec, settings, environ, store, console)
@@ -61,15 +62,6 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
         return outcome
 
 
-def _probes(spec: JobSpec, health: Health) -> contextlib.AbstractContextManager[object]:
-    """What answers those who look from outside; nothing, where nobody asked for it."""
-    if not spec.health_port and not spec.heartbeat:
-        return contextlib.nullcontext()
-    from launcher.probes import Probes
-
-    return Probes(health, spec.health_address(), spec.heartbeat)
-
-
 def _open(
     spec: JobSpec, settings: Settings, environ: Mapping[str, str], checked: Checked, redactor: Redactor
 ) -> tuple[JobFolder, JobRecord]:
@@ -84,6 +76,7 @@ def _open(
 def _attempts(job: Job) -> Outcome:
     """One attempt after the other, until none is to follow or a stop is asked for. Inputs are prepared once, and stay."""
     known = resume.remember(job.store, job.folder, job.record, job.emit, given=bool(folders.given_id(job.environ)))
+    job = attempts.same_inputs(job)
     started = len(job.record.attempts)
     prepared: Prepared | None = None
     with contextlib.ExitStack() as held:
@@ -181,19 +174,29 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             output=prepared.output, emit=emit,
         )  # fmt: skip
     ended = supervise(
-        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
+        running,
+        stops,
+        reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace),
+        on_stop=uploader.hurry,
+        emit=emit,
     )
-    left = running.close()
+    ended, left = close(running, ended)
+    attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.
     verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
-    pending = collector.drain(settings.drain_timeout, cancelled=stops.patience())
+    over = stops.patience()
+    backlog.announce(collector.stored, collector.held, stops.left, emit)
+    pending = collector.drain(settings.drain_timeout, cancelled=over)
     stops.within(lambda: retention(at_end=True))
     record.skipped = report.skipped(watcher.reported + collector.skipped, salvage)
     attempt.phases |= {"run": collecting - started, "collect": time.time() - collecting}
     if not collector.stored and not pending and not resumed and spec.runner != "docker":
         ours = (settings.data_dir, settings.cache_dir, prepared.output)
         if hint := elsewhere.look(prepared.work_dir, spec.name, since=started, ignore=ours):
+            emit(hint)
+    if ended.code and prepared.mounts and not spec.input_writable:
+        if hint := refused.look(evidence.log, attempt.log_start, [target for _, target in prepared.mounts]):
             emit(hint)
     changed = attempts.verify(prepared, running, settings)
     report.give_back(spec, prepared.output, folder)

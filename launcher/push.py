@@ -20,10 +20,10 @@ from launcher.checkpoint.safety import Safety
 from launcher.checkpoint.tree import Folder
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
 from launcher.events import Emit, event
-from launcher.ids import new_id
 from launcher.inputs.cache import NodeCache, fetch_files
 from launcher.inputs.selection import Selection
 from launcher.progress import Progress
+from launcher.store.journal import Journal
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
 from launcher.verify import open_tree
@@ -45,6 +45,7 @@ def push(
     selection: Selection = Selection(),
     source: str = "",
     sha256: Mapping[str, str] | None = None,
+    data_dir: str = "",
 ) -> Checkpoint:
     """Stores a folder's content, or one file, as the next version of `name`, unless the newest version is the same.
 
@@ -52,6 +53,8 @@ def push(
     the checkpoints that it was made from. Refused with FormatBroken where the files say that they are not whole, unless
     `force`; with UnsafePickle where its pickles have findings and `pickles` is deny. Symbolic links are followed nowhere:
     they and special files are named and left out.
+
+    `data_dir`: where a journal is kept, so that the same call goes on where one was cut off; without it, nothing is.
     """
     name = names.check(name, "checkpoint name")
     tree = open_tree(path)
@@ -76,11 +79,29 @@ def push(
     policy.refuse(found.findings, pickles, name)
     policy.warn(found.findings, pickles, name, emit)
     store.prepare()
-    while True:
-        try:
-            return _push(store, name, tree, judgement, lineage, found, sha256 or {}, threads=threads, emit=emit)
-        except Aborted:
-            continue  # It took so long that gc took us for dead and removed the files: everything again, under a new id.
+    with Journal(store, data_dir, (name, *lineage.sources, selection.text)) as journal:
+        if known := journal.begin(tree.files):
+            text = f"Going on with a push that was cut off: {len(known)} of {len(tree.files)} files are in the store"
+            emit(event("push-goes-on", text, files=len(known), size=sum(file.size for file in known)))
+        while True:
+            try:
+                pushed = _push(
+                    store,
+                    name,
+                    tree,
+                    judgement,
+                    lineage,
+                    found,
+                    sha256 or {},
+                    threads=threads,
+                    emit=emit,
+                    journal=journal,
+                )
+            except Aborted:
+                journal.restart()  # gc took us for dead and removed the files: everything again, under a new id.
+                continue
+            journal.finish()
+            return pushed
 
 
 def _push(
@@ -94,11 +115,13 @@ def _push(
     *,
     threads: int,
     emit: Emit,
+    journal: Journal,
 ) -> Checkpoint:
-    identifier = new_id()
     with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:
         try:
-            files = upload_files(store, identifier, tree.root, tree.files, threads=threads, on_bytes=progress.add)
+            files = upload_files(
+                store, journal.id, tree.root, tree.files, threads=threads, on_bytes=progress, journal=journal
+            )
         except Changed as error:
             raise LocalResourceError(what=f"{error} was changed while it was being pushed; push again.") from error
         except PermissionError as error:
@@ -106,7 +129,7 @@ def _push(
     format = formats.by_name(judgement.format)
     manifest = Manifest(
         schema=SCHEMA,
-        id=identifier,
+        id=journal.id,
         name=name,
         created=time.time(),
         writer=__version__,
@@ -133,11 +156,12 @@ def push_remote(
     emit: Emit,
     parents: Sequence[str] = (),
     pickles: Policy = "warn",
+    data_dir: str = "",
 ) -> Checkpoint:
     """Stores what is somewhere else as the next version of `name`, through the node cache, where a job finds it again."""
     name = names.check(name, "checkpoint name")
     with Progress(f"Fetching {remote.url}", remote.size, emit) as progress:
-        path, lease = cache.fetch_remote(remote, progress.add)
+        path, lease = cache.fetch_remote(remote, progress)
     try:
         return push(
             store,
@@ -150,6 +174,7 @@ def push_remote(
             pickles=pickles,
             source=remote.url,
             sha256=remote.sha256,
+            data_dir=data_dir,
         )
     finally:
         lease.release()
@@ -171,7 +196,7 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with Progress(f"Fetching {found.label}", manifest.size, emit) as progress:
-            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress.add, writable=True)
+            fetch_files(store, manifest, partial, threads=threads, on_bytes=progress, writable=True)
         partial.replace(target)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

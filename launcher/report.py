@@ -18,6 +18,7 @@ from launcher import secrets
 from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
+from launcher.directories import give
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
 from launcher.job import restarts
@@ -27,7 +28,6 @@ from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
-from launcher.prepare import give
 from launcher.runners.running import Exit
 from launcher.runners.stopping import Stop, Stops
 from launcher.settings import Settings
@@ -105,7 +105,10 @@ def outcome(
         if left:
             cause += f" It left processes behind, which were ended: {', '.join(left[:5])}."
         known = signal.Signals(verdict.signal) if verdict.signal in set(signal.Signals) else None
-        hints = [_HINTS.get(verdict.failure, ""), "Some checkpoints are not stored yet." if pending else ""]
+        hints = [
+            _HINTS.get(verdict.failure, "").format(job=record.name),
+            "Some checkpoints are not stored yet." if pending else "",
+        ]
         result = Outcome(
             code=verdict.code, origin="job", cause=cause, failure=verdict.failure,
             kind="signal" if known else "exit", signal=known.name if known else None,
@@ -121,7 +124,7 @@ def outcome(
 
 _HINTS: dict[Failure, str] = {
     "oom": "Smaller batches, or more memory; --retry-on oom tries again all the same.",
-    "rendezvous": "Look at what the other ranks did: launcher training logs NAME --rank R.",
+    "rendezvous": "Look at what the other ranks did: launcher training logs {job} --rank R.",
     "hang": "The log ends where it stood still; --stall-timeout says how long that may be.",
 }
 
@@ -180,11 +183,19 @@ def skipped(reported: list[tuple[str, str]], salvage: list[tuple[str, Judgement]
 
 
 def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
-    """Makes the caller the owner of what a container's user wrote."""
-    if spec.runner != "docker" or os.geteuid() != 0:
+    """Makes sure that outputs belong to somebody who can remove them. Where root starts a container: to root, and not to the
+    container's user. Where root is in one: to the owners of the folders that were mounted as output and data directory."""
+    if os.geteuid() != 0:
         return
-    for root in (output, folder.path / "logs"):
-        give(root, os.geteuid(), os.getegid())
+    if spec.runner == "docker":
+        for root in (output, folder.path / "logs"):
+            give(root, 0, os.getegid())
+        return
+    jobs = folder.path.parents[1]
+    for root, owner in ((Path(output), os.stat(output)), (jobs, os.stat(jobs.parent))):
+        if owner.st_uid:
+            with contextlib.suppress(PermissionError):  # This root has no CAP_CHOWN.
+                give(root, owner.st_uid, owner.st_gid)
 
 
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
@@ -238,7 +249,7 @@ def finish(
         results.write(results.of_job(record), str(folder.path / "result.json"), *copies)
     except OSError as error:
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
-    emit(event("job-ended", closing(store, folder, record), "info" if result.code == 0 else "error", code=result.code))
+    emit(event("job-ended", closing(store, record), "info" if result.code == 0 else "error", code=result.code))
     if not stops.within(lambda: _store(store, folder, record, emit), to_the_end=True):
         emit(event("record-pending", "The job's record is only on this machine: there was no more time", "warning"))
 
@@ -255,7 +266,7 @@ def _store(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> No
         emit(event("record-pending", f"The job's record is only on this machine: {error}", "warning"))
 
 
-def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
+def closing(store: Store, record: JobRecord) -> str:
     """The block that a person reads at the end."""
     attempt = record.attempts[-1]
     result = attempt.outcome
@@ -277,10 +288,12 @@ def closing(store: Store, folder: JobFolder, record: JobRecord) -> str:
     if attempt.bytes_saved:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]
+    for reference, problem in {each.reference: each.problem for each in attempt.inputs if each.problem}.items():
+        lines.append(f"Input {reference} could not be read whole: {printable(problem)}")
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
     if any(each["kind"] == "salvage" for each in record.skipped):
-        lines.append(f"What is incomplete is kept in {folder.path}/output-checkpoint")
+        lines.append(f"What is incomplete is kept in {attempt.output}")
     if result.hint:
         lines.append(result.hint)
     if result.code:

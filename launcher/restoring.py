@@ -40,6 +40,8 @@ from launcher.transfer import digest as digests
 _UNTOLD = frozenset({"torch-save", "numpy", "unknown"})
 """Formats that do not tell what a job could go on from: the script that wrote them knows."""
 _STAGE = "resume"
+_CLOCKS = 60.0
+"""Seconds by which a file server's clock may be behind this machine's, when a file's age tells whose it is."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Output:
         path = chosen.names[0].rpartition("/")[2]
         cache = NodeCache.open(self.settings, self.emit)
         with Progress(f"Fetching {chosen.text}", chosen.size, self.emit, self.stop) as progress:
-            provided = choose.provide(chosen, self.store, cache, progress.add)
+            provided = choose.provide(chosen, self.store, cache, progress)
         try:
             stage = self._stage(self.path)
             found = Folder.scan(provided.path).files
@@ -186,7 +188,7 @@ class Output:
         begins at the beginning, and `everything` that is a checkpoint goes)."""
         attempt = self.record.attempts[-1]
         place = self.folder.path / "salvage" / f"attempt-{attempt.number}"
-        since = min([self.record.created, *(each.started for each in self.record.attempts)]) - 1
+        since = min([self.record.created, *(each.started for each in self.record.attempts)]) - _CLOCKS
         spared = {os.path.realpath(each.root) for each in captures.load(self.spool)}
         for each in (self.path, *self.watch):
             if not os.path.isdir(each):
@@ -273,10 +275,10 @@ class Output:
             if here and store:
                 shared = self._duplicates(store, manifest, stage, progress)
                 share.verify(
-                    manifest.files, stage, manifest.id, threads=self.settings.transfer_threads, on_bytes=progress.add
+                    manifest.files, stage, manifest.id, threads=self.settings.transfer_threads, on_bytes=progress
                 )
             else:
-                found, lease = cache.fetch(self.store, manifest, progress.add)
+                found, lease = cache.fetch(self.store, manifest, progress)
                 try:
                     shared = self._duplicates(found, manifest, stage, progress)
                 finally:
@@ -291,7 +293,7 @@ class Output:
             except FileNotFoundError as error:
                 raise DigestMismatch(path=file.path, checkpoint=manifest.id, cause="it is missing") from error
             shared &= _duplicate(source / file.path, stage / file.path, status, file.mode, file.mtime)
-            progress.add(0)
+            progress(0)
         return shared
 
     def _stage(self, root: str) -> Path:

@@ -1,8 +1,8 @@
 """Which checkpoint a job goes on from.
 
 The job's own are asked for in the order of attempts and captures, newest first: those in the store, and those that are whole on
-this machine and not stored yet. One from which two attempts in a row failed is passed over. At most two are: then the fault is
-not theirs, and the newest is taken again. `restoring` brings it into the output directory.
+this machine and not stored yet. One from which two attempts in a row failed is passed over, at most BACK of them: then the fault
+is not theirs, and the newest is taken again. `restoring` brings it into the output directory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -69,8 +69,7 @@ def restore(spec: JobSpec, record: JobRecord, named: Chosen | None, output: Outp
     if spec.resume == "never" or (spec.resume == "auto" and not earlier and not record.checkpoints):
         return Resumed()
     own = _own(output)
-    taken = list(_passed_over(own, earlier))
-    for candidate in taken:
+    for candidate in _in_order(own, earlier, output.emit):
         if path := output.bring(candidate):
             return _note(attempt, Resumed(path, candidate.id, candidate.step))
     if not own and (named or spec.resume == "same-job"):
@@ -115,15 +114,22 @@ def _committed(store: Store, record: JobRecord, emit: Emit) -> list[Manifest]:
     return [each for each in found if each.origin and each.origin.job == record.id]
 
 
-def _passed_over(own: Sequence[Candidate], earlier: Sequence[Attempt]) -> Iterator[Candidate]:
-    """Those of the job's own checkpoints that are to be tried, in order."""
+def _in_order(own: Sequence[Candidate], earlier: Sequence[Attempt], emit: Emit) -> Sequence[Candidate]:
+    """Those of the job's own checkpoints that are to be tried, and in which order; says which are not, and why."""
     failing = {
         one.resumed
         for one, other in itertools.pairwise(earlier)
         if one.resumed and one.resumed == other.resumed and _failed(one) and _failed(other)
     }
     passed = list(itertools.takewhile(lambda each: each.id in failing, own))
-    return iter(own if len(passed) > BACK else own[len(passed) :])
+    if not passed:
+        return own
+    labels = ", ".join(each.label for each in passed)
+    if len(passed) > BACK:
+        emit(event("resume-no-use", f"Going back did not help ({labels}): from the newest again", "warning"))
+        return own
+    emit(event("resume-back", f"{labels}: passed over, as two attempts in a row failed from it", "warning"))
+    return own[len(passed) :]
 
 
 def _failed(attempt: Attempt) -> bool:

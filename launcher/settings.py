@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import sys
 import typing
 from collections.abc import Iterable, Mapping
@@ -72,9 +73,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""
     """Root URL of the store (file, s3, gs, az …). Default: `store` under the data folder."""
     data_dir: str = ""
-    """Where job folders and the default store lie. Default: the user's data folder."""
+    """Where job folders and the default store lie. Default: /var/lib/launcher where that is there and may be written, else the
+    user's data folder, else one in /tmp."""
     cache_dir: str = ""
-    """The node cache, shared by all jobs of this machine. Default: the user's cache folder."""
+    """The node cache, shared by all jobs of this machine. Default: /var/cache/launcher where that is there and may be written,
+    else the user's cache folder, else one in /tmp."""
     cache_limit: Share = "50%"
     """What the node cache may take: a size, or a share of its file system. What running jobs use stays, even above it."""
     input_dir: str = ""
@@ -231,8 +234,12 @@ def config_file(env: Mapping[str, str]) -> Path:
 
 def resolve_defaults(settings: Settings, env: Mapping[str, str]) -> Settings:
     """Fills in the folders that were not named, and makes paths absolute."""
-    data = settings.data_dir or str(_user_folder(env, "XDG_DATA_HOME", ".local/share", "Library/Application Support"))
-    cache = settings.cache_dir or str(_user_folder(env, "XDG_CACHE_HOME", ".cache", "Library/Caches"))
+    data = settings.data_dir or _usable(
+        "/var/lib/launcher", _user_folder(env, "XDG_DATA_HOME", ".local/share", "Library/Application Support"), env
+    )
+    cache = settings.cache_dir or _usable(
+        "/var/cache/launcher", _user_folder(env, "XDG_CACHE_HOME", ".cache", "Library/Caches"), env
+    )
     store = settings.store or os.path.join(data, "store")
     return msgspec.structs.replace(
         settings,
@@ -248,6 +255,27 @@ def _user_folder(env: Mapping[str, str], variable: str, linux: str, mac: str) ->
     if base and os.path.isabs(base):
         return Path(base) / "launcher"
     return home / (mac if sys.platform == "darwin" else linux) / "launcher"
+
+
+def _usable(machine: str, user: Path, env: Mapping[str, str]) -> str:
+    """The machine's folder where there is one that this user may write, as in our images; else the user's; else, where there
+    is no home folder to write (an arbitrary uid, a read-only root file system), one of his own in the temporary folder."""
+    if os.access(machine, os.W_OK | os.X_OK):
+        return machine
+    there = next(path for path in (user, *user.parents) if path.exists())
+    temporary = Path(env.get("TMPDIR") or "/tmp", f"launcher-{os.getuid()}")
+    if os.access(there, os.W_OK | os.X_OK) or not _own(temporary):
+        return str(user)
+    return str(temporary / user.parent.name / user.name)
+
+
+def _own(folder: Path) -> bool:
+    """Whether a folder in /tmp is this user's, or can be."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return os.access(folder.parent, os.W_OK | os.X_OK)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

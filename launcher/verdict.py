@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from launcher.decoding import decode
-from launcher.job.failure import Failure, LastWords, last_words, lost_peers, memory
+from launcher.job.failure import Failure
 from launcher.runners.memory import Kills, kills, limit
 from launcher.runners.running import Exit
 from launcher.text import size
+
+if TYPE_CHECKING:
+    from launcher.job.last_words import LastWords
 
 _TAIL = 4 << 20
 """So much of the end of a process's output is read for its last words, in bytes."""
@@ -81,6 +85,8 @@ class Evidence:
         """The verdict, after the job's output has been written whole. `stopped`: a stop was asked for before it ended."""
         if ended.code == 0 and not ended.stalled:
             return Verdict(0, None, "", "The job ended well", None, "")
+        from launcher.job.last_words import last_words
+
         first = self._first(ended.code if stopped else None)
         words = first.words if first else last_words(_tail(self.log, self.offset))
         code, number = (first.code, first.signal) if first else (ended.code, ended.signal)
@@ -91,34 +97,36 @@ class Evidence:
             cause += f" (rank {first.rank} first)"
         elif self.wrapped and not first and ended.signal and not stopped:
             cause += f": it was torchrun's agent that {_name(ended.signal)} ended, not a rank"
-        code = (
-            code or 128 + signal.SIGTERM
-        )  # It stood still, and ended well when it was told to stop: that is no success.
+        # It stood still, and ended well when it was told to stop: that is no success.
+        code = code or 128 + signal.SIGTERM
         return Verdict(code, number, failure, redact(cause), first.rank if first else None, redact(words.traceback))
 
     def _first(self, code: int | None) -> _Culprit | None:
         """The rank that failed by itself before any other, as far as it can be known; of those with this `code`, if it is given.
 
         A rank failed when it ended, or when it wrote its traceback (an interpreter can take long to end after that, and
-        others end meanwhile because of it). Ranks that only lost their peers come last, and those which torchrun ended or
-        which failed after it had begun to are not looked at.
+        others end meanwhile because of it). Ranks that only lost their peers come last, and those which torchrun ended are
+        not looked at unless they had written their last before that.
         """
+        from launcher.job.last_words import last_words
+
+        if not self.wrapped:
+            return None
         try:
-            seen = decode(self.agent.read_bytes(), _Seen)
-        except (OSError, ValueError):
-            return None  # No torchrun, or its agent was ended itself.
+            seen = decode(_tail(self.agent, 0).encode(), _Seen)
+        except ValueError:
+            return None  # Its agent was ended itself.
         found = []
         for each in seen.ranks:
-            log = self.agent.parent / each.log if each.log else self.log
-            words = last_words(each.error) if each.error else last_words(_tail(log, 0 if each.log else self.offset))
-            when = each.ended
-            if words.traceback and each.log:
-                with contextlib.suppress(OSError):
-                    when = min(when, log.stat().st_mtime)
-            if not each.cut or when <= seen.closed:
-                found.append(_Culprit.of(each, words, when))
+            log = self.agent.parent / each.log
+            written = os.path.getmtime(log) if each.log and os.path.exists(log) else each.ended
+            if each.cut and written > seen.closed:
+                continue
+            output = _tail(log, 0, root=self.agent.parent) if each.log else _tail(self.log, self.offset)
+            words = last_words(each.error or output)
+            found.append(_Culprit.of(each, words, min(each.ended, written) if words.traceback else each.ended))
         found = [each for each in found if code is None or each.code == code]
-        return min(found, key=lambda each: (lost_peers(each.words), each.when), default=None)
+        return min(found, key=lambda each: (each.words.lost_peers, each.when), default=None)
 
     def _killed_for_memory(self, ended: Exit, number: int | None) -> str:
         """In words, that the kernel killed processes of the job for memory; empty where it did not, or nobody knows."""
@@ -158,9 +166,9 @@ def _class(ended: Exit, code: int, number: int | None, words: LastWords, *, stop
         return "hang"
     if stopped:
         return "stopped"
-    if killed or memory(words):
+    if killed or words.memory:
         return "oom"
-    if lost_peers(words):
+    if words.lost_peers:
         return "rendezvous"
     # Threads of gloo can abort an interpreter that ends by an exception (measured: "terminate called without an active
     # exception"), and destructors of extensions can crash it.
@@ -176,14 +184,16 @@ def _cause(failure: Failure, code: int, number: int | None, words: LastWords, en
     if failure == "oom":
         if killed:
             return f"The kernel killed the job for memory ({killed})"
-        return f"The job ran out of {memory(words)} memory: {words.summary}"
+        return f"The job ran out of {words.memory} memory: {words.summary}"
     if failure == "rendezvous":
         return f"The ranks lost each other: {words.summary}"
     if failure == "exception":
         return f"The job raised {words.summary}" + (f" and {end}" if number else "")
     if failure == "signal" and number == signal.SIGKILL:
         return f"The job {end}, not by the launcher: who sent it is not known"
-    thrown = failure == "signal" and words.message and not words.message.startswith("Fatal Python error")
+    thrown = words.traceback.startswith("terminate called after throwing")
+    if failure == "exit" and words.summary:
+        return f"The job {end}; its last line: {words.summary}"
     return f"The job {end}: {words.summary}" if thrown else f"The job {end}"
 
 
@@ -191,11 +201,19 @@ def _name(number: int | None) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
-def _tail(path: Path, offset: int) -> str:
-    """The end of a file, but nothing before `offset`."""
+def _tail(path: Path, offset: int, *, root: Path | None = None) -> str:
+    """The end of a regular file, but nothing before `offset`; empty for anything else, and for what lies outside of `root`.
+
+    A container can write where these files are: a link there must not show it a file of this machine.
+    """
+    if root and Path(os.path.realpath(root)) not in Path(os.path.realpath(path)).parents:
+        return ""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(offset, os.fstat(file.fileno()).st_size - _TAIL))
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return ""
+            file.seek(max(offset, about.st_size - _TAIL))
             return file.read(_TAIL).decode("utf-8", "replace")
     except OSError:
         return ""

@@ -3,7 +3,7 @@ starts, whose image knows nothing of the launcher; `collect` is the other half, 
 
     <volume>/
       input-checkpoint/NAME/   the inputs, whole and without write bits: mounted read-only at /input-checkpoint
-      output-checkpoint/       any user may write here, as in /tmp: mounted at /output-checkpoint
+      output-checkpoint/       any user may write here; what the job goes on from lies in it: mounted at /output-checkpoint
       launcher.env             variables for the job's container, NAME=VALUE a line
       result.json              the verdict, written by the collector
       jobs/NAME/ID/            the job folder
@@ -21,18 +21,22 @@ from pathlib import Path
 
 import msgspec
 
-from launcher import prepare, secrets
+from launcher import attempt as attempts
+from launcher import prepare, resume, secrets
+from launcher.attempt import Job
 from launcher.errors import AccessDenied, LocalResourceError, NoSpace, UsageError
 from launcher.events import Console, JsonLines, Redactor, event, to_all
+from launcher.health import Health
 from launcher.inputs.cache import NodeCache, leases
 from launcher.inputs.choose import Provided
 from launcher.inputs.entries import remove
 from launcher.inputs.view import clone
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, InputRecord, JobRecord, write_atomically
+from launcher.job.record import InputRecord, JobRecord, write_atomically
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
+from launcher.restoring import Output
 from launcher.runners import docker
 from launcher.runners.signals import Signals
 from launcher.runners.stopping import Stops
@@ -54,9 +58,9 @@ def is_prepared(folder: Path) -> bool:
     return (folder / VARIABLES).is_file()
 
 
-def job(volume: Path) -> JobFolder | None:
-    """The newest job on the volume."""
-    return max(folders.every(str(volume)), key=lambda each: each.id, default=None)
+def job_of(volume: Path) -> JobFolder | None:
+    """The volume's job: it has one."""
+    return next(folders.every(str(volume)), None)
 
 
 def settings_of(volume: Path, settings: Settings) -> Settings:
@@ -82,32 +86,32 @@ def fill(
     recovery.finish_earlier(spec.name, inside, store, console, redactor, cancelled=lambda: stops.asked)
     checked = prepare.check(spec, inside, environ, store, console)
     stops.check()
-    folder, record = _job_folder(spec, volume, redactor)
+    folder, record = _job_folder(spec, volume, environ, redactor)
     events = JsonLines(folder.path / "events.jsonl", redactor)
     emit = to_all(console, events)
-    started = time.time()
     try:
+        known = resume.remember(store, folder, record, emit, given=bool(folders.given_id(environ)))
+        health = Health(signals, patience=0)
+        job = Job(spec, inside, environ, store, folder, record, checked, stops, health, redactor, emit)
+        job = attempts.same_inputs(job)
+        attempt = attempts.begin(job, earlier=known)
+        attempt.output = str(output(volume))
         nodes = NodeCache.open(inside, emit)
-        provided = prepare.provide(spec, checked, store, folder, nodes, emit, lambda: False, stop=stops.check)
+        provided = prepare.provide(spec, job.checked, store, folder, nodes, emit, lambda: False, None, stop=stops.check)
         with leases(each.lease for each in provided if each.lease):
             for each in provided:
                 _place(each, volume / _INPUT, linked=not cache)
-        record.attempts.append(
-            Attempt(
-                number=len(record.attempts) + 1,
-                host=os.uname().nodename,
-                pid=os.getpid(),
-                started=started,
-                inputs=[_input(each, name, redactor) for each in provided for name in each.chosen.names],
-                output=str(output(volume)),
-                phases={"prepare": time.time() - started},
-            )
-        )
+        attempt.inputs = [_input(each, name, redactor) for each in provided for name in each.chosen.names]
+        there = Output(inside, store, folder, record, attempt.output, (), emit, stops.check)
+        resumed = resume.restore(spec, record, checked.resume, there)
+        if resumed:
+            _open_to_all(Path(attempt.output, resumed.path))
+        attempt.phases["prepare"] = time.time() - attempt.started
         folder.owe()
         folder.write(record)
-        _write_variables(volume, folder, record, settings)
-        text = f"{volume} is ready for job {record.name} ({record.id})"
-        emit(event("volume-ready", text, inputs=[each.path for each in record.attempts[-1].inputs]))
+        _write_variables(volume, record, settings, alone=len(provided) == 1)
+        text = f"{volume} is ready for job {record.name} ({record.id}), attempt {attempt.number}"
+        emit(event("volume-ready", text, inputs=[each.path for each in attempt.inputs], resumed=resumed.path))
     finally:
         events.close()
         folder.close()
@@ -118,7 +122,7 @@ def _make_folders(volume: Path) -> None:
     """The folders of the contract. Raises AccessDenied, LocalResourceError."""
     place = volume
     try:
-        for place, mode in ((volume / _INPUT, 0o755), (volume / _OUTPUT, 0o1777)):
+        for place, mode in ((volume / _INPUT, 0o755), (volume / _OUTPUT, 0o777)):
             place.mkdir(parents=True, exist_ok=True)
             if place.stat().st_uid == os.geteuid():
                 place.chmod(mode)
@@ -129,21 +133,19 @@ def _make_folders(volume: Path) -> None:
         raise LocalResourceError(what=f"The volume {volume} cannot be used: {error}.") from error
 
 
-def _job_folder(spec: JobSpec, volume: Path, redactor: Redactor) -> tuple[JobFolder, JobRecord]:
-    """The job of this name on the volume, locked: the one that is there, else a new one."""
-    found = job(volume)
-    if not found:
-        texts = tuple(redactor.text(each) for each in spec.checkpoint)
-        return JobFolder.create(str(volume), spec, msgspec.structs.replace(spec, checkpoint=texts))
-    record = found.read()
-    if record.name != spec.name:
+def _job_folder(
+    spec: JobSpec, volume: Path, environ: Mapping[str, str], redactor: Redactor
+) -> tuple[JobFolder, JobRecord]:
+    """The volume's job, locked: the one that is there; else the one with the id that is given, or a new one."""
+    found = job_of(volume)
+    if found and (name := found.read().name) != spec.name:
         raise UsageError(
-            what=f"The volume {volume} belongs to the job {record.name!r}.",
-            hint=f"Take a volume for each job, or the same name: --name {record.name}",
+            what=f"The volume {volume} belongs to the job {name!r}.",
+            hint=f"Take a volume for each job, or the same name: --name {name}",
         )
-    if not found.take():
-        raise UsageError(what=f"Job {record.name} on {volume} is being collected.", hint="Stop its collector first.")
-    return found, record
+    texts = tuple(redactor.text(each) for each in spec.checkpoint)
+    redacted = msgspec.structs.replace(spec, checkpoint=texts, resume=redactor.text(spec.resume))
+    return JobFolder.create(str(volume), spec, redacted, found.id if found else folders.given_id(environ))
 
 
 def _place(provided: Provided, inside: Path, *, linked: bool) -> None:
@@ -187,6 +189,13 @@ def _copy(source: str, target: Path, *, linked: bool) -> None:
         os.chmod(parent, 0o555)
 
 
+def _open_to_all(path: Path) -> None:
+    """The job may remove and change what was restored for it, whichever user it is."""
+    for each in (path, *path.rglob("*")):
+        with contextlib.suppress(PermissionError):  # It lay there from before, and is the job's own.
+            each.chmod(0o777 if each.is_dir() else 0o666)
+
+
 def _input(provided: Provided, name: str, redactor: Redactor) -> InputRecord:
     manifest = provided.chosen.manifest
     return InputRecord(
@@ -198,7 +207,7 @@ def _input(provided: Provided, name: str, redactor: Redactor) -> InputRecord:
     )
 
 
-def _write_variables(volume: Path, folder: JobFolder, record: JobRecord, settings: Settings) -> None:
+def _write_variables(volume: Path, record: JobRecord, settings: Settings, *, alone: bool) -> None:
     """For `docker run --env-file`, a shell's `.`, and whatever reads NAME=VALUE lines: names hold nothing to quote."""
     attempt = record.attempts[-1]
     inside = settings.input_dir or docker.INPUT
@@ -206,12 +215,15 @@ def _write_variables(volume: Path, folder: JobFolder, record: JobRecord, setting
         "FLEXAI_INPUT_CHECKPOINT_DIR": inside,
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": settings.output_dir or docker.OUTPUT,
         "LAUNCHER_JOB_NAME": record.name,
-        "LAUNCHER_JOB_ID": folder.id,
+        "LAUNCHER_JOB_ID": record.id,
         "LAUNCHER_ATTEMPT": str(attempt.number),
     }
-    if len({each.reference for each in attempt.inputs}) == 1:
+    if alone:
         variables["LAUNCHER_INPUT_CHECKPOINT"] = os.path.join(
             inside, os.path.relpath(attempt.inputs[0].path, docker.INPUT)
         )
+    if attempt.resumed_path:
+        place = variables["FLEXAI_OUTPUT_CHECKPOINT_DIR"]
+        variables["LAUNCHER_RESUME_CHECKPOINT"] = os.path.normpath(os.path.join(place, attempt.resumed_path))
     lines = "".join(f"{name}={value}\n" for name, value in variables.items())
     write_atomically(str(volume / VARIABLES), lines.encode())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import images
 from tests.support.cli import ROOT, Launcher
 from tests.support.docker_engine import EngineMissingError, docker_engine
 from tests.support.shared_s3 import s3_server
@@ -66,3 +67,9 @@ def engine() -> Iterator[str]:
         )
         assert made.returncode == 0, made.stderr
         yield address
+
+
+@pytest.fixture(scope="session")
+def job_image(engine: str) -> str:
+    """The tag of an image with the launcher as its entrypoint, at that engine."""
+    return images.job_image(engine)

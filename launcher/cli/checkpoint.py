@@ -108,6 +108,7 @@ def push(
         "emit": emit,
         "parents": [store.resolve(each).manifest.id for each in parents],
         "pickles": pickles,
+        "data_dir": settings.data_dir,
     }
     if found:
         pushed = pushing.push_remote(store, name, found, NodeCache.open(settings, emit), **how)

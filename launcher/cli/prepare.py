@@ -15,7 +15,7 @@ from launcher.cli.training import only_job_options
 @click.command()
 @click.option("--into", required=True, metavar="DIR", help="The volume that the job's own container shares.")
 @click.option("--name", metavar="NAME", help="The job's name (LAUNCHER_NAME). [the host's name]")
-@only_job_options("checkpoint", "include", "exclude", "only", "pickles", "job_file")
+@only_job_options("checkpoint", "include", "exclude", "only", "pickles", "resume", "job_file")
 @click.pass_context
 def prepare(ctx: click.Context, /, into: str, name: str | None, job_file: str | None, **flags: Any) -> None:
     """Fills a volume with a job's inputs, for a container whose image knows nothing of the launcher.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +11,8 @@ from typing import Any, TypeVar
 import click
 
 from launcher.cli.context import current, json_option, open_store, print_json, print_table
+from launcher.cli.logs import logs
+from launcher.cli.retry import retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,6 +22,9 @@ _OPTIONS = [
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
+    click.option(
+        "--input-mode", type=click.Choice(["eager", "lazy"]), help="lazy: start at once, fetch what is read. [eager]"
+    ),
     click.option(
         "--input-writable", is_flag=True, default=None, help="The job may write into a view of its input, for its time."
     ),
@@ -148,7 +152,7 @@ def _run_command(kind: str) -> click.Command:
 def _group(name: str, kind: str, text: str) -> click.Group:
     group = click.Group(name, help=text)
     group.add_command(_run_command(kind))
-    for command in (list_jobs, inspect, logs, stop, checkpoints, delete):
+    for command in (list_jobs, inspect, logs, stop, retry, checkpoints, delete):
         group.add_command(command)
     return group
 
@@ -202,39 +206,6 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--follow", is_flag=True, help="Stay until the job ends.")
-@click.option("--rank", type=int, help="Only the output of this rank.")
-@click.pass_context
-def logs(ctx: click.Context, name: str, follow: bool, rank: int | None) -> None:
-    """Prints a job's output, as it came; also while it runs."""
-    from launcher.errors import NotFoundError
-    from launcher.job.folder import JobFolder
-
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    paths = [folder.path / "logs" / "job.log"]
-    if rank is not None:
-        found = sorted((folder.path / "logs").glob(f"*/attempt_*/{rank}/*.log"))
-        paths = [path for path in found if path.name in ("stdout.log", "stderr.log")]
-        if not paths:
-            if rank == 0:
-                paths = [folder.path / "logs" / "job.log"]
-            else:
-                raise NotFoundError(what=f"Job {name} has no log of rank {rank}.")
-    out = sys.stdout.buffer
-    for path in paths:
-        with open(path, "rb") as file:
-            while True:
-                running = follow and folder.running()
-                while data := file.read(1 << 16):
-                    out.write(data)
-                out.flush()
-                if not running:
-                    break
-                time.sleep(0.2)
-
-
-@click.command()
-@click.argument("name")
 @click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
 @click.pass_context
 def stop(ctx: click.Context, name: str, wait: str) -> None:
@@ -249,6 +220,8 @@ def stop(ctx: click.Context, name: str, wait: str) -> None:
         raise UsageError(what=f"--wait: {error}.") from error
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     pid = folder.owner()
+    if pid is None and folder.running():
+        raise UsageError(what=f"Job {name} is run by {folder.holder()}.", hint="Stop it there.")
     if pid is None:
         click.echo(f"Job {name} is not running.", err=True)
         return
@@ -280,7 +253,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
             JobFolder.find(current(ctx)[0].data_dir, name)
         except JobNotFound as error:
             raise error from None
-    newest = max((each.manifest.origin.job for each in found if each.manifest.origin), default="")
+    newest = next((each.manifest.origin.job for each in reversed(found) if each.manifest.origin), "")
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:

@@ -28,7 +28,7 @@ from launcher.events import Emit, event
 from launcher.inputs import share as sharing
 from launcher.inputs.entries import About, Cached, Entries, Lease
 from launcher.settings import Settings, parse_share
-from launcher.store import layout
+from launcher.store import layout, stamps
 from launcher.store.store import Store
 from launcher.text import size as as_size
 from launcher.transfer import bulk
@@ -37,6 +37,14 @@ from launcher.transfer.object_store import Missing, OnBytes
 
 if TYPE_CHECKING:
     from launcher.inputs.remote import Remote
+
+
+class Bring(Protocol):
+    """Brings all files of a checkpoint below a folder, verified, as `fetch_files` does."""
+
+    def __call__(
+        self, store: Store, manifest: Manifest, folder: Path, /, *, threads: int, on_bytes: OnBytes
+    ) -> None: ...
 
 
 class NodeCache:
@@ -64,6 +72,10 @@ class NodeCache:
         """Where the checkpoint is, or would be."""
         return self._entries.path(identifier)
 
+    def identifier(self, manifest: Manifest, part: str = "") -> str:
+        """The entry's id of a stored checkpoint, or of a selection of its files."""
+        return f"{manifest.id}-{_hash(part)[:8]}" if part else manifest.id
+
     def fetch(
         self,
         store: Store,
@@ -72,34 +84,55 @@ class NodeCache:
         linkable: Callable[[], bool] = lambda: False,
         *,
         part: str = "",
+        bring: Bring | None = None,
     ) -> tuple[Path, Lease]:
         """The whole, verified checkpoint on this machine. Waits for another process that is downloading the same one.
-        `part`: the manifest names only a selection of the files, and this text tells it from other ones.
+        `part`: the manifest names only a selection of the files, and this text tells it from other ones. `bring`: how its
+        files come, where that is not by `fetch_files`; called at most once.
 
         `linkable`: whether a hard link to a local store's files would be safe for the job, see `share`; asked at most once.
         Raises DigestMismatch, NoSpace, StoreError, and what `on_bytes` raises (also called with 0 while it waits). A crash
         leaves what was downloaded for the next attempt.
         """
         what = f"checkpoint {manifest.name}"
-        identifier = f"{manifest.id}-{_hash(part)[:8]}" if part else manifest.id
+        identifier = self.identifier(manifest, part)
         source = sharing.folder(store.place, manifest)
-        way: sharing.Way | None = None
-        if source and not self.entry(identifier).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            way = sharing.way(store.place, manifest, self.folder, linkable)
+        way = self._way(store, manifest, linkable, identifier)
 
         def download(partial: Path) -> About:
             if source and way:
-                sharing.share(source, manifest, partial, way)
-                sharing.verify(manifest.files, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+                self._share(store, manifest, source, partial, way, on_bytes)
             else:
-                fetch_files(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
+                (bring or fetch_files)(store, manifest, partial, threads=self._threads, on_bytes=on_bytes)
             return About(manifest.name, store.url, manifest.files, shared=way is not None)
 
         # A linked entry has another name: a job that may not have links never finds it.
         identifier += sharing.LINKED if way == "link" else ""
         lease = self._make(identifier, 0 if way else manifest.size, what, download, on_bytes)
         return self.entry(identifier), lease
+
+    def _share(
+        self, store: Store, manifest: Manifest, source: Path, partial: Path, way: sharing.Way, on_bytes: OnBytes
+    ) -> None:
+        known = stamps.known(store.index, manifest.id)
+        unproven, found = sharing.share(source, manifest, partial, way, known)
+        on_bytes(manifest.size - sum(file.size for file in unproven))
+        if unproven:
+            sharing.verify(unproven, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+            stamps.remember(store.index, manifest.id, known | sharing.unchanged(source, found))
+
+    def at_hand(self, store: Store, manifest: Manifest, linkable: Callable[[], bool], *, part: str = "") -> bool:
+        """Whether `fetch` would move no bytes: the entry is there, or a store on the same disk shares its files."""
+        identifier = self.identifier(manifest, part)
+        return self.entry(identifier).exists() or self._way(store, manifest, linkable, identifier) is not None
+
+    def _way(
+        self, store: Store, manifest: Manifest, linkable: Callable[[], bool], identifier: str
+    ) -> sharing.Way | None:
+        if sharing.folder(store.place, manifest) is None or self.entry(identifier).exists():
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return sharing.way(store.place, manifest, self.folder, linkable)
 
     def fetch_remote(self, remote: Remote, on_bytes: OnBytes) -> tuple[Path, Lease]:
         """What is somewhere else, as it is now: its identity is the entry's. Raises what `Remote.download` does."""

@@ -24,6 +24,7 @@ from launcher.store.store import Store
 from launcher.transfer.object_store import OnBytes
 
 if TYPE_CHECKING:
+    from launcher.inputs.lazy import LazyInput
     from launcher.inputs.remote import Remote
 
 
@@ -66,10 +67,15 @@ class Provided:
     """The local store's folder of which `path` has hard links; empty where it has none."""
     before: dict[str, State] = field(default_factory=dict)
     """For a local folder: what its files were, to see changes by the job."""
+    lazy: LazyInput | None = None
+    """Serves it while it arrives; `path` is then where it will be."""
 
     @property
     def same_bytes(self) -> set[str]:
         """The folders through which a job could reach this input's files, besides its own input directory."""
+        if self.lazy:
+            cache = os.path.dirname(os.path.dirname(self.path))
+            return {os.path.dirname(self.path), os.path.join(cache, "partial")}
         return {os.path.dirname(self.path) if self.lease else self.path, *([self.linked] if self.linked else [])}
 
 
@@ -196,9 +202,20 @@ def _look(tree: Tree) -> tuple[str, ...]:
 
 
 def provide(
-    chosen: Chosen, store: Store, cache: NodeCache, on_bytes: OnBytes, linkable: Callable[[], bool] = lambda: False
+    chosen: Chosen,
+    store: Store,
+    cache: NodeCache,
+    on_bytes: OnBytes,
+    linkable: Callable[[], bool] = lambda: False,
+    lazily: Callable[[Manifest, str], LazyInput] | None = None,
 ) -> Provided:
-    """Brings an input's bytes to this machine, verified. `linkable`: see `NodeCache.fetch`."""
+    """Brings an input's bytes to this machine, verified. `linkable`: see `NodeCache.fetch`. `lazily`: starts what serves a
+    stored checkpoint (of which the text is the selection) while it arrives; not called where all of it is at hand."""
+    if chosen.manifest and lazily and not cache.at_hand(store, chosen.manifest, linkable, part=chosen.part):
+        server = lazily(chosen.manifest, chosen.part)
+        if server.wait(lambda: on_bytes(0)):
+            path = cache.entry(cache.identifier(chosen.manifest, chosen.part))
+            return Provided(chosen, str(path), lazy=server)
     if chosen.manifest:
         path, lease = cache.fetch(store, chosen.manifest, on_bytes, linkable, part=chosen.part)
         linked = share.folder(store.place, chosen.manifest) if path.name.endswith(share.LINKED) else ""

@@ -8,6 +8,8 @@ its two neighbours that do the same. PLAN is JSON, with canonical paths, all of 
     mounts  [[source, target], …]: each target is an empty folder in the input directory
     views   {target: changes}: inputs that the job may write. `changes` is a folder with `upper` and `work`, for a
             copy-on-write view by overlayfs (bind and userns only), or empty: the source is the job's own copy
+    lazy    {target: descriptor}: inputs that a server answers for (see `lazy`). A FUSE file system is mounted at the target,
+            and its descriptor passed over this socket (bind and userns only)
     hide    folders that hold the same bytes under another path (the node cache): read-only too
     caches  [[variable, default, replacement], …]: set to the replacement where the job cannot write the default
     report  a file descriptor that takes one JSON object: rung, refused {rung: why}, notes, error
@@ -67,13 +69,26 @@ def _bind_all(plan: Plan, *, unprivileged: bool) -> None:
         kernel.read_only(path)
     for source, target in plan["mounts"]:
         changes = plan["views"].get(target)
-        if changes:
+        if target in plan["lazy"]:
+            _mount_lazily(target, plan["lazy"][target])
+        elif changes:
             kernel.overlay(source, changes, target, unprivileged=unprivileged)
             _open_view(target, files=unprivileged)
         else:
             kernel.bind(source, target)
             if changes is None:
                 kernel.read_only(target)
+
+
+def _mount_lazily(target: str, control: int) -> None:
+    """As soon as the server has the descriptor it answers; when the last process of the namespace is gone, it is told so."""
+    import socket
+
+    with socket.socket(fileno=control) as server:
+        fd = kernel.fuse(target)
+        socket.send_fds(server, [b"m"], [fd])
+        os.close(fd)  # From here on the server alone has it: if it dies, reads fail instead of waiting.
+    kernel.read_only(target)
 
 
 def _open_view(folder: str, *, files: bool) -> None:

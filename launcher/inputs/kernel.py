@@ -82,6 +82,26 @@ def read_only(target: str) -> None:
         os.close(fd)
 
 
+def fuse(target: str) -> int:
+    """Mounts a read-only FUSE file system over a folder, and returns the descriptor over which the kernel asks: whoever answers
+    must do so before anything but this mount is done with it. Raises OSError."""
+    fd, target_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC), -1
+    try:
+        target_fd = open_folder(target)
+        owner = f"user_id={os.geteuid()},group_id={os.getegid()}"
+        data = f"fd={fd},rootmode=40000,{owner},allow_other,default_permissions"
+        mount(
+            "launcher", f"/proc/self/fd/{target_fd}", MS_RDONLY | MS_NOSUID | MS_NODEV, kind="fuse.launcher", data=data
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        if target_fd >= 0:
+            os.close(target_fd)
+    return fd
+
+
 def overlay(lower: str, changes: str, target: str, *, unprivileged: bool) -> None:
     """Mounts a copy-on-write view of `lower` over `target`: what is written lies in `changes`, a folder with `upper` and
     `work`. By descriptors. Raises OSError where the kernel or the file system of `changes` cannot."""

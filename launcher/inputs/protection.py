@@ -29,6 +29,7 @@ class Protection:
     views: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[str, ...] = ()
     caches: tuple[tuple[str, str, str], ...] = ()
+    lazy: Mapping[str, int] = field(default_factory=dict)
 
     def plan(self, report: int) -> str:
         """The guard's argument; `report` is the descriptor that it answers on."""

@@ -17,7 +17,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt ended. `origin` says whose the code is: 64–78 can be a job's own."""
 
     code: int
+    """The exit code: the first failing rank's, 128+n where signal n ended it; or the launcher's own."""
     origin: Origin
+    """Whose the code is: the job's, or the launcher's."""
     cause: str
     """What happened, for people."""
     failure: Failure = ""
@@ -60,6 +62,10 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     writable: bool = False
     """The job had a view of its own that it could change; the input itself was read-only all the same."""
+    lazy: bool = False
+    """It arrived while the job read it."""
+    problem: str = ""
+    """Why a read of a lazy input failed."""
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -80,6 +86,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """The output directory on this machine."""
     watch: list[str] = []
     """Further folders that are watched."""
+    log_start: int = 0
+    """Where its output begins in the job's log: bytes."""
     world_size: int | None = None
     """Processes that write, where known."""
     resumed: str = ""
@@ -131,7 +139,7 @@ def write_atomically(path: str, data: bytes, *, durable: bool = True) -> None:
     before the rename makes it visible, which can take some hundred milliseconds on a busy disk.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
             view = memoryview(data)

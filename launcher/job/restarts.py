@@ -3,17 +3,17 @@
 | Class | Retried by default | Why |
 |---|---|---|
 | rendezvous, signal, hang | yes | a peer, the network, the machine: the next attempt may meet none of it |
-| exception, exit | until two in a row end the same way at the same step | a mistake comes again, a rare fault not |
+| exception, exit | until two in a row end the same way at the same step | a mistake comes again, a rare fault does not |
 | oom | no | it would need as much again |
 | stopped | no | somebody wanted it |
 | launcher | where its error says that trying again can help | |
 
-`--retry-on` and `--no-retry-on` overrule that, by exit code or by class; a code weighs more than a class.
+Two that went on from the same checkpoint prove nothing about the job: the next goes on from the one before it (resume.py).
+`--retry-on` and `--no-retry-on` overrule the table, by exit code or by class; a code weighs more than a class.
 """
 
 from __future__ import annotations
 
-import random
 import re
 import typing
 from collections.abc import Sequence
@@ -54,6 +54,8 @@ def decide(spec: JobSpec, attempts: Sequence[Attempt]) -> Restart | None:
     if not reason:
         return None
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(restarts, 16))
+    import random
+
     chance = random.Random(f"{attempts[-1].host} {attempts[-1].started}").random()
     return Restart(f"{reason} (restart {restarts + 1} of {spec.max_restarts})", wait * (1 - chance / 2))
 
@@ -69,10 +71,11 @@ def worth(spec: JobSpec, attempts: Sequence[Attempt]) -> str:
     if last.failure in ("rendezvous", "signal", "hang"):
         return f"{last.failure}: another attempt may not meet it"
     if last.failure in ("exception", "exit"):
-        before = attempts[-2].outcome if len(attempts) > 1 else None
-        if before is not None and _way(before) == _way(last):
-            return ""
-        return f"{last.failure}: the first time that it ended like this at this step"
+        before = attempts[-2] if len(attempts) > 1 else None
+        if before is None or before.outcome is None or _way(before.outcome) != _way(last):
+            return f"{last.failure}: the first time that it ended like this at this step"
+        if before.resumed and before.resumed == attempts[-1].resumed:
+            return f"{last.failure}: from an earlier checkpoint, as it ended like this twice from the same"
     if last.failure == "launcher" and last.retryable and last.kind not in _NEVER:
         return f"{last.kind}: trying again can help"
     return ""
@@ -118,4 +121,6 @@ def _parse(text: str) -> frozenset[int | str]:
 
 
 def _way(outcome: Outcome) -> tuple[object, ...]:
-    return outcome.failure, outcome.code, outcome.last_step_seen, outcome.last_step_committed
+    """How it ended, and at which step: the last of which something was written, or from which it went on."""
+    steps = (outcome.last_step_seen, outcome.last_step_committed)
+    return outcome.failure, outcome.code, max((each for each in steps if each is not None), default=None)

@@ -41,6 +41,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of the input checkpoints, no file that matches one of these globs."""
     only: Literal["all", "inference"] = "all"
     """inference: of the input checkpoints, not what only a training that goes on needs (optimizer, scheduler, random state)."""
+    input_mode: Literal["eager", "lazy"] = "eager"
+    """lazy: the job starts at once, and stored input checkpoints arrive while it reads them (FUSE)."""
     input_writable: bool = False
     """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
@@ -107,7 +109,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     pickles: Literal["allow", "warn", "deny"] = "warn"
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
     health_port: str = ""
-    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
+    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: 127.0.0.1; for `entrypoint` and `collect` 0.0.0.0."""
     heartbeat: str = ""
     """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
 
@@ -130,14 +132,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     def health_address(self) -> tuple[str, int] | None:
         """`health_port` as host and port; None where nothing is served. Raises ValueError, which `load` has done before.
 
-        A container's probes come from outside of it, so an entrypoint listens on every address; nobody else does.
+        A container's probes come from outside of it, so an entrypoint and a sidecar listen on every address; nobody else does.
         """
         if not self.health_port:
             return None
         host, _, port = self.health_port.rpartition(":")
         if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
             raise ValueError(f"{self.health_port!r} is no address; write 9400, 0.0.0.0:9400 or [::]:9400")
-        return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
+        return host.strip("[]") or ("0.0.0.0" if self.runner in ("entrypoint", "sidecar") else "127.0.0.1"), int(port)
 
 
 RESUME = frozenset({"auto", "never", "same-job"})
@@ -235,6 +237,10 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"
         )
+    if spec.input_mode == "lazy" and spec.runner in ("docker", "sidecar"):
+        mistakes.append("--input-mode lazy is not for a container that is given folders: they must be there")
+    if spec.input_mode == "lazy" and spec.input_writable:
+        mistakes.append("--input-mode lazy and --input-writable exclude each other")
     folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
     for each in sorted({each for each in folders if folders.count(each) > 1}):
         mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
@@ -242,6 +248,8 @@ def _check(spec: JobSpec) -> list[str]:
         for key in keys:
             if not key or "=" in key or "\0" in key:
                 mistakes.append(f"{flag}: {key!r} is no name of a variable")
+            elif spec.runner == "docker" and flag == "--secret" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                mistakes.append(f"--secret: the image's shell sets it, and {key!r} is no name of a variable for that")
     mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
     return mistakes
 

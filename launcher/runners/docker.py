@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
+from launcher.inputs import mentions
+from launcher.job.logs import Times
+from launcher.runners import handover
+from launcher.runners.handover import Handover
 from launcher.runners.output import RankLogs, write_all
 from launcher.runners.running import Exit
 
-INPUT = "/input-checkpoint"
+INPUT = mentions.CONTRACT
 OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
@@ -59,15 +63,16 @@ def plan(
     inputs: Sequence[tuple[str, str]],
     writable: Collection[str],
     output: str,
-    folder: str,
+    logs: str,
     agent: str,
     user: str,
     network: str,
     shm_size: int,
     gpus: int,
+    secrets: str = "",
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only."""
+    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
@@ -75,11 +80,13 @@ def plan(
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
-    binds.append({"Type": "bind", "Source": f"{folder}/logs", "Target": LOGS, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
+    if secrets:
+        binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
     request: dict[str, Any] = {
         "image": image,
         "name": name,
-        "command": list(command),
+        "command": [*(handover.START if secrets else ()), *command],
         "entrypoint": [],
         "environment": dict(env),
         "working_dir": WORK,
@@ -120,6 +127,20 @@ def connect(image: str) -> Any:
     return client
 
 
+def end(job: str) -> None:
+    """Removes the container of a job whose launcher is gone, if there is one and the engine answers."""
+    import docker
+    from docker.errors import DockerException
+
+    with contextlib.suppress(DockerException):
+        docker.from_env(timeout=60).containers.get(container_name(job)).remove(force=True, v=True)
+
+
+def container_name(job: str) -> str:
+    """The name of a job's container, by the job's id."""
+    return f"launcher-{job}"
+
+
 class Container:
     """A started container. Its output is followed live; it is removed at the end, whatever the end."""
 
@@ -127,7 +148,14 @@ class Container:
     guarantee = "the Docker engine binds the input read-only; the job has no capabilities and cannot gain privileges"
 
     def __init__(
-        self, client: Any, request: dict[str, Any], *, log: Path, ranks: int = 1, rank_logs: Path | None = None
+        self,
+        client: Any,
+        request: dict[str, Any],
+        *,
+        log: Path,
+        ranks: int = 1,
+        rank_logs: Path | None = None,
+        secrets: Handover | None = None,
     ) -> None:
         """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
         from docker.errors import APIError, DockerException
@@ -142,13 +170,17 @@ class Container:
                 DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
                 for each in request["device_requests"]
             ]
+        self._secrets = secrets
+        if secrets:
+            secrets.give()
         self._client = client
         self._container: Any = None
         self._exit: Exit | None = None
         self._failure = ""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._times = Times(log)
         self._ranks = (
-            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log)
+            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
             if ranks > 1
             else None
         )
@@ -181,6 +213,7 @@ class Container:
             for parts in stream:
                 for number, data in enumerate(parts):
                     if data:
+                        self._times.note()
                         write_all(data, sinks[number])
 
     def _wait(self) -> None:
@@ -244,6 +277,8 @@ class Container:
         from docker.errors import DockerException
 
         left = []
+        if self._secrets:
+            self._secrets.take_back()
         if self._container is not None:
             if len(self._threads) > 1:
                 self._threads[0].join(5.0)
@@ -254,6 +289,7 @@ class Container:
             self._container = None
             for fd in (self._log, self.fd, self._ended):
                 os.close(fd)
+            self._times.close()
             if self._failure:
                 left.append(self._failure)
         return left

@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+from launcher.job.logs import Times
+
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
 _LONG = 1 << 20
 """Bytes after which what never ends in a line is passed on in pieces."""
@@ -48,8 +50,8 @@ class Pump:
     A terminal that goes away, or a full disk, never stops the job: what cannot be written is dropped there and only there.
     """
 
-    def __init__(self, source: int, target: int, log: int) -> None:
-        self._source, self._sinks = source, [target, log]
+    def __init__(self, source: int, target: int, log: int, times: Times) -> None:
+        self._source, self._sinks, self._times = source, [target, log], times
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
 
@@ -61,6 +63,7 @@ class Pump:
                 return
             if not data:
                 return
+            self._times.note()
             write_all(data, self._sinks)
 
     def join(self, timeout: float) -> bool:
@@ -79,8 +82,8 @@ class RankLogs:
     _TICK = 0.05
     _LOOK = 1.0
 
-    def __init__(self, folder: Path, ranks: int, out: int, err: int, log: int) -> None:
-        self._folder, self._ranks, self._log = folder, ranks, log
+    def __init__(self, folder: Path, ranks: int, out: int, err: int, log: int, times: Times) -> None:
+        self._folder, self._ranks, self._log, self._times = folder, ranks, log, times
         self._targets = {"stdout.log": out, "stderr.log": err}
         self._files: dict[Path, _Followed] = {}
         self._finished = threading.Event()
@@ -111,16 +114,23 @@ class RankLogs:
     def _find(self) -> None:
         for path in sorted(self._folder.glob("*/attempt_*/*/std*.log")):
             if path not in self._files and path.name in self._targets:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                # A container can write there: neither a link, at any level, nor a pipe is a log of a rank.
+                plain = os.path.join(os.path.realpath(self._folder), path.relative_to(self._folder))
+                if os.path.realpath(path) != plain or not path.is_file():
+                    continue
+                try:
+                    fd = os.open(plain, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                except OSError:
+                    continue
                 mark = f"[rank{path.parent.name}]: ".encode()
-                self._files[path] = _Followed(fd, mark, [self._targets[path.name], self._log])
+                self._files[path] = _Followed(fd, mark, [self._targets[path.name], self._log], self._times)
 
 
 class _Followed:
     """One rank's stream: reads what is new, and writes whole lines."""
 
-    def __init__(self, fd: int, mark: bytes, sinks: list[int]) -> None:
-        self.fd, self._mark, self._sinks = fd, mark, sinks
+    def __init__(self, fd: int, mark: bytes, sinks: list[int], times: Times) -> None:
+        self.fd, self._mark, self._sinks, self._times = fd, mark, sinks, times
         self._rest = b""
 
     def read(self, last: bool) -> bool:
@@ -136,5 +146,6 @@ class _Followed:
             lines.append(self._rest + b"\n")
             self._rest = b""
         if lines:
+            self._times.note()
             write_all(b"".join(self._mark + line for line in lines), self._sinks)
         return bool(data)

@@ -43,6 +43,7 @@ class Watched:
         self._looked = self._worked = time.monotonic()
         self._cpu = running.cpu_seconds()
         self._written = self._all_written()
+        self._runnable: set[int] = set()
         self._words = ""
         self._told = self._killed = 0.0
 
@@ -59,10 +60,11 @@ class Watched:
 
     def _look(self, now: float) -> None:
         cpu, written = self._running.cpu_seconds(), self._all_written()
+        runnable = {pid for pid in self._running.members() if _state(pid) == "R"}
         busy = cpu is None or self._cpu is None or cpu - self._cpu > self._idle * (now - self._looked)
-        if busy or written != self._written:
+        if busy or written != self._written or runnable & self._runnable:  # The last: it waits for a processor.
             self._worked = now
-        self._looked, self._cpu, self._written = now, cpu, written
+        self._looked, self._cpu, self._written, self._runnable = now, cpu, written, runnable
         if now - self._worked >= self._timeout:
             where = "; ".join(self._running.waiting()[:8])
             self._words = f"for {duration(now - self._worked)} no output, no file, no processor time"
@@ -79,8 +81,7 @@ class Watched:
         self._killed = self._killed or now
         if now < self._killed + _DYING:
             return None
-        alive = tuple(waiting(self._running.members()))
-        return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, survivors=alive, stalled=self._words)
+        return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, stalled=self._words)
 
     def _all_written(self) -> tuple[int, int]:
         """The length of the job's output so far, and the last change in the output directory (nanoseconds)."""
@@ -101,15 +102,23 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def waiting(pids: Iterable[int]) -> list[str]:
     """What each of these processes waits in, as far as the kernel tells: `python (123) in futex_do_wait, state S`."""
     found = []
     for pid in pids:
         with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/stat") as file:
-                name, _, rest = file.read().partition("(")[2].rpartition(")")
+            with open(f"/proc/{pid}/comm") as file:
+                name = file.read().strip()
             where = ""
             with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan") as file:
                 where = file.read().strip().strip("0")
-            found.append(f"{name} ({pid}) in {where or 'an unknown place'}, state {rest.split()[0]}")
+            found.append(f"{name} ({pid}) in {where or 'an unknown place'}, state {_state(pid)}")
     return found

@@ -10,21 +10,28 @@ from collections.abc import Callable
 
 from launcher.events import Emit, Event, event
 from launcher.runners.running import Exit, Running
+from launcher.runners.stall import waiting
 from launcher.runners.stopping import TICK, Reserve, Stop, Stops
-from launcher.runners.tree import described
 from launcher.text import duration
 
 _DYING = 2.0
 """Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
 
 
-def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] = Reserve, emit: Emit) -> Exit:
+def supervise(
+    running: Running,
+    stops: Stops,
+    *,
+    reserve: Callable[[], Reserve] = Reserve,
+    on_stop: Callable[[], None] = lambda: None,
+    emit: Emit,
+) -> Exit:
     """Returns how the job ended, at the latest 2 seconds after it was killed.
 
     A stop request is told to the job by the stop file, then by a signal. What it is promised is the grace without what storing
     needs when it has saved once more. It is killed when less is left than storing needs for what waits: as long as nothing
     does, killing it would only lose what it is saving. It is killed at once when SIGTERM, SIGINT or SIGHUP come again. Other
-    signals are passed on as they are.
+    signals are passed on as they are. `on_stop` is called once, when the job has been told.
     """
     poll = select.poll()
     poll.register(running.fd, select.POLLIN)
@@ -39,6 +46,7 @@ def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] 
             promised = now + seconds
             stops.tell(seconds)
             running.signal(stops.request.told)
+            on_stop()
             emit(_asked(stops.request, seconds, max(stops.left - seconds, 0.0)))
         if (ended := running.poll()) is not None:
             return dataclasses.replace(ended, killed=killed > 0)
@@ -49,9 +57,16 @@ def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] 
                 emit(_killed(again=rest > 0))
             running.kill()  # Each time round: what it starts meanwhile must end too.
             if now > killed + _DYING:
-                alive = tuple(described(pid) for pid in running.members())
-                return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, survivors=alive)
+                return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True)
         poll.poll(20 if killed else max(min(TICK, rest), 0.01) * 1000)
+
+
+def close(running: Running, ended: Exit) -> tuple[Exit, list[str]]:
+    """Ends what is left of the job (see `Running.close`). Returns how it ended, with the processes that outlived SIGKILL and
+    where each of them waits, and what could be ended, in words."""
+    left, alive = running.close(), running.members()
+    gone = [each for each in left if not any(f"({pid})" in each for pid in alive)]
+    return dataclasses.replace(ended, survivors=tuple(waiting(alive))), gone
 
 
 def _asked(request: Stop, job: float, storing: float) -> Event:

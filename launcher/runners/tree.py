@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from launcher.runners.signals import SUSPENDING
 
@@ -44,10 +44,11 @@ class Tree:
         grace: float,
         single_child: bool = False,
         rewrite: Mapping[int, int] | None = None,
-        spared: Callable[[], int | None] = lambda: None,
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
         """`wait` collects the main process without blocking: its code, or −n for signal n, or None while it runs. `spared`:
-        the child of the launcher that is not the job's. `single_child`: signals reach the main process alone."""
+        the children of the launcher that are not the job's (the uploader, servers of lazy inputs). `single_child`: signals
+        reach the main process alone."""
         self.pid = pid
         self.code: int | None = None
         """The main process's code as the shell counts: 128+n for signal n. None while it runs."""
@@ -63,13 +64,13 @@ class Tree:
         """The code, once all is over; None before. Reaps every orphan. Never blocks."""
         if self.code is None:
             code = self._wait()
-            reap(self.pid if code is None else None, self._spared())
+            reap(*([self.pid] if code is None else []), *self._spared())
             if code is None:
                 return None
             self.code = code if code >= 0 else 128 - code
             self._ended = self._worked = time.monotonic()
         else:
-            reap(self._spared())
+            reap(*self._spared())
         return self.code if self._over() else None
 
     def members(self) -> list[int]:
@@ -103,9 +104,10 @@ class Tree:
             (os.kill if self._single_child else os.killpg)(self.pid, number)
 
     def kill(self) -> None:
-        """Ends all of it at once."""
+        """Ends all of it at once. May be called again, for what it starts meanwhile."""
         self._killed = self._killed or time.monotonic()
-        _send(self.members(), signal.SIGKILL)
+        for pid in self.members():
+            _kill(pid)
 
     def _over(self) -> bool:
         """After the main process's end: whether nothing is left, or nothing that could be ended."""
@@ -116,7 +118,7 @@ class Tree:
             return True
         now = time.monotonic()
         if self._killed:
-            _send(found, signal.SIGKILL)
+            self.kill()
             return now > self._killed + _DYING
         if not self._asked:
             work = sum(ticks for _, ticks in found.values())
@@ -139,7 +141,7 @@ def become_subreaper() -> None:
         kernel.prctl(_SUBREAPER, 1)
 
 
-def reap(*keep: int | None) -> None:
+def reap(*keep: int) -> None:
     """Collects dead children but those of `keep`, for which somebody else waits."""
     while True:
         try:
@@ -194,17 +196,9 @@ def end_job(job: str, grace: float) -> list[str]:
     return words
 
 
-def descendants(spared: int | None = None) -> list[int]:
-    """Process ids below this process that are not zombies, from /proc; without the spared child and what is below it."""
+def descendants(spared: Collection[int] = ()) -> list[int]:
+    """Process ids below this process that are not zombies, from /proc; without the spared children and what is below them."""
     return list(_processes(spared))
-
-
-def described(pid: int) -> str:
-    """A process in words: name, id and state (D: in an uninterruptible wait)."""
-    state = "gone"
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        state = file.read().rpartition(")")[2].split()[0]
-    return f"{name(pid)} ({pid}, state {state})"
 
 
 def name(pid: int) -> str:
@@ -214,6 +208,30 @@ def name(pid: int) -> str:
             return file.read().strip()
     except OSError:
         return "?"
+
+
+def _kill(pid: int) -> None:
+    """SIGKILL to a process, if it is below this one: the descriptor stays with the process that is looked at, whoever gets its
+    id when it ends meanwhile."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        fd = os.pidfd_open(pid)
+        try:
+            if _is_below(pid):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+
+
+def _is_below(pid: int) -> bool:
+    """Whether a process is a descendant of this one."""
+    me = os.getpid()
+    while pid not in (0, me):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return pid == me
 
 
 def _send(pids: Iterable[int], *numbers: int) -> None:
@@ -232,12 +250,12 @@ def _children() -> bool:
     return True
 
 
-def _processes(spared: int | None) -> dict[int, tuple[str, int]]:
+def _processes(spared: Collection[int]) -> dict[int, tuple[str, int]]:
     """State and used processor time, in clock ticks, of every descendant that is not a zombie."""
     every = _all_processes()
     me = os.getpid()
-    if spared:
-        every.pop(spared, None)
+    for pid in spared:
+        every.pop(pid, None)
     found = {}
     for pid, (_, state, ticks) in every.items():
         ancestor, depth = pid, 0

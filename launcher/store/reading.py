@@ -75,7 +75,7 @@ class Reader:
         self.url = place.url
         self.timeout = timeout
         self._threads = threads
-        self._index = index
+        self.index = index
         self._bodies: dict[str, VersionBody] = {}  # A version's object never changes.
 
     def listing(self, prefix: str) -> list[Entry]:
@@ -110,8 +110,8 @@ class Reader:
 
     def known(self, identifier: str, digest: str = "") -> Manifest:
         """The manifest of a checkpoint that exists or existed, from this node's copy where there is one."""
-        if self._index:
-            path = os.path.join(self._index, f"{identifier}.json")
+        if self.index:
+            path = os.path.join(self.index, f"{identifier}.json")
             try:
                 with open(path, "rb") as file:
                     return _decode(file.read(), path, identifier, digest)
@@ -263,13 +263,13 @@ class Reader:
         return self._bodies[key]
 
     def _remember(self, identifier: str, body: bytes) -> None:
-        if not self._index:
+        if not self.index:
             return
         from launcher.job.record import write_atomically
 
         try:
-            os.makedirs(self._index, exist_ok=True)
-            write_atomically(os.path.join(self._index, f"{identifier}.json"), body, durable=False)
+            os.makedirs(self.index, exist_ok=True)
+            write_atomically(os.path.join(self.index, f"{identifier}.json"), body, durable=False)
         except OSError:
             pass  # No room for a copy is no failure.
 

@@ -18,10 +18,11 @@ from launcher.checkpoint.manifest import Abort, Manifest
 from launcher.errors import InvalidDataError, StoreError, StoreUnsupported
 from launcher.ids import new_id
 from launcher.settings import Settings
-from launcher.store import layout, removal
+from launcher.store import layout, removal, stamps
 from launcher.store.reading import Checkpoint, Reader, VersionBody
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.generic import GenericStore
+from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import Missing, Moved, OnBytes, Ours, Theirs, create
 from launcher.transfer.places import open_place
 from launcher.transfer.retry import call
@@ -139,7 +140,15 @@ class Store(Reader):
             removal.finish(self, manifest.id)
             return Checkpoint(manifest, None, repeated=True)
         self._remember(manifest.id, body)
+        self._remember_stamps(manifest)
         return Checkpoint(manifest, self.name(manifest, body, numbers, again=again))
+
+    def _remember_stamps(self, manifest: Manifest) -> None:
+        if isinstance(self.place, LocalStore):
+            taken = {
+                file.path: self.place.stamps.pop(layout.files(manifest.id) + file.path, None) for file in manifest.files
+            }
+            stamps.remember(self.index, manifest.id, {path: found for path, found in taken.items() if found})
 
     def name(self, manifest: Manifest, body: bytes, numbers: Collection[int], *, again: bool) -> int:
         """Gives the checkpoint, whose manifest is stored as `body`, the next version of its name.

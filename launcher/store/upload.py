@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import StoreError, StoreUnavailable
 from launcher.store import layout
+from launcher.store.journal import Journal
 from launcher.store.store import Store
 from launcher.transfer.digest import of_file
-from launcher.transfer.object_store import Missing, OnBytes
+from launcher.transfer.object_store import Missing, OnBytes, for_file
 from launcher.transfer.retry import call
 
 _LARGE, _LARGE_AT_ONCE = 1 << 20, 3
@@ -74,10 +75,12 @@ def upload_files(
     opened: Callable[[str], int] | None = None,
     unchanged: Callable[[str, os.stat_result], bool] | None = None,
     earlier: Earlier | None = None,
+    journal: Journal | None = None,
 ) -> tuple[File, ...]:
     """Uploads files below `root` and returns their manifest entries, sorted by path.
 
-    `opened` gives a new descriptor of a file where it is not to be found below `root`. The digest is of the bytes sent.
+    `opened` gives a new descriptor of a file where it is not to be found below `root`. The digest is of the bytes sent. What
+    `journal` has from an earlier try is not sent again.
     Raises Changed when size, mtime or inode of a file differ afterwards from before (or `unchanged`, asked afterwards, says
     so): two states of a file are never mixed under one digest unnoticed.
     """
@@ -92,16 +95,22 @@ def upload_files(
         try:
             source = f"/proc/self/fd/{fd}"
             before = os.fstat(fd)
+            if journal and (kept := journal.kept(path, before)):
+                on_bytes(kept.size)
+                return kept
             with large if before.st_size > _LARGE else contextlib.nullcontext():
                 copied = earlier.copy(store, checkpoint, path, source, before.st_size) if earlier else None
-                moved = copied or store.upload(checkpoint, source, path, on_bytes)
+                moved = copied or store.upload(checkpoint, source, path, for_file(on_bytes, path, before.st_size))
             after = os.fstat(fd)
         finally:
             os.close(fd)
         same = _identity(before) == _identity(after) and moved.size == after.st_size
         if not same or (unchanged and not unchanged(path, after)):
             raise Changed(path)
-        return File(path, moved.size, moved.digest, before.st_mode & 0o777, before.st_mtime, moved.blocks)
+        file = File(path, moved.size, moved.digest, before.st_mode & 0o777, before.st_mtime, moved.blocks)
+        if journal:
+            journal.note(file, after)
+        return file
 
     todo = sorted(paths)
     if len(todo) == 1:

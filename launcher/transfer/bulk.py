@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from launcher.errors import StoreUnavailable
 from launcher.transfer.digest import BLOCK, CHUNK, of_blocks
 from launcher.transfer.lanes import Lanes
-from launcher.transfer.object_store import Moved, OnBytes, Readable
+from launcher.transfer.object_store import Moved, OnBytes, Readable, for_file
 from launcher.transfer.retry import call
 
 _TRIES = 5
@@ -64,8 +64,11 @@ def download(
     `on_bytes` may raise, too, to end it; it is called with 0 while nothing comes. Files are synced, then get their mode.
     """
     wanted = list(wanted)
-    lanes, syncing = Lanes(threads), _Syncing()
-    files = [_File(place, each, timeout, on_bytes, lanes, syncing) for each in wanted]
+    lanes, syncing = Lanes(threads), Syncing()
+    files = [
+        Arriving(place, each, timeout, for_file(on_bytes, os.path.basename(each.key), each.size), lanes, syncing)
+        for each in wanted
+    ]
     # The largest first: what is left at the end is small, and shared well.
     units = _units(sorted(files, key=lambda file: file.wanted.size, reverse=True))
     lock, failures = threading.Lock(), list[BaseException]()
@@ -94,6 +97,11 @@ def download(
                 on_bytes(0)
     except BaseException as error:
         failures.append(error)
+    try:
+        if not failures:
+            syncing.end()
+    except OSError as error:
+        failures.append(error)
     deadline = time.monotonic() + _END
     for worker in workers:
         worker.join(max(deadline - time.monotonic(), 0))
@@ -102,26 +110,25 @@ def download(
             file.close()
     if failures:
         raise failures[0]
-    syncing.end()
     return [file.moved() for file in files]
 
 
-def _units(files: list[_File]) -> Iterator[tuple[_File, int]]:
+def _units(files: list[Arriving]) -> Iterator[tuple[Arriving, int]]:
     for file in files:
         for index in range(file.count):
             yield file, index
 
 
 @dataclass
-class _File:
-    """A destination while its units arrive, in any order and from several threads."""
+class Arriving:
+    """A destination while its units arrive, in any order and from several threads: each is asked for once at a time."""
 
     place: Readable
     wanted: Wanted
     timeout: float
     on_bytes: OnBytes
     lanes: Lanes
-    syncing: _Syncing
+    syncing: Syncing
     fd: int = -1
     kept: int = 0
     """Bytes that were there already and may be right."""
@@ -137,7 +144,10 @@ class _File:
         return min(BLOCK, self.wanted.size - index * BLOCK)
 
     def fetch(self, index: int) -> None:
-        """Brings one unit, verified; after its last one the file is synced, or will be."""
+        """Brings one unit, verified; after its last one the file is synced, or will be.
+
+        Raises Damaged, Missing, StoreUnavailable, StoreError, AccessDenied, OSError, and what `on_bytes` does; then it may be
+        asked for again."""
         self._open()
         start, length = index * BLOCK, self.length(index)
         expected = self._expected(index)
@@ -252,14 +262,14 @@ class _File:
         )
 
 
-class _Syncing:
+class Syncing:
     """Syncs files that are whole: a large one at once, small ones together."""
 
     def __init__(self) -> None:
-        self._waiting: list[_File] = []
+        self._waiting: list[Arriving] = []
         self._lock = threading.Lock()
 
-    def add(self, file: _File) -> None:
+    def add(self, file: Arriving) -> None:
         if file.count > 1:
             file.sync()
             return
@@ -275,7 +285,7 @@ class _Syncing:
         _sync(self._waiting)
 
 
-def _sync(files: list[_File]) -> None:
+def _sync(files: list[Arriving]) -> None:
     for file in files:
         file.sync()
 

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +47,11 @@ _NO_BUCKET = "the bucket does not exist"
 _CREATE_IT = "Create it, or check LAUNCHER_STORE."
 _ENGINE_ONLY = ("AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID", "AWS_SSE_CUSTOMER_KEY_BASE64", "AWS_REQUEST_PAYER")
 """Variables whose meaning only the engine knows: with one of them, it uploads."""
+_CREDENTIALS = {
+    "s3:": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE",
+    "s3a": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE",
+    "gs:": "GOOGLE_SERVICE_ACCOUNT",
+}
 _PROXIES = tuple(each for name in ("http_proxy", "https_proxy", "all_proxy") for each in (name, name.upper()))
 
 
@@ -115,7 +120,7 @@ class CloudStore:
             try:
                 return bytes(self._obstore.get_range(self._small, key, start=start, length=length))
             except self._exceptions.BaseError as error:
-                if "InvalidRange" in str(error) or "416" in str(error):
+                if re.search(r'InvalidRange|416|CONTENT_RANGE header: "bytes .*/0"', str(error)):
                     return b""  # The range begins at or after the end.
                 raise
 
@@ -137,6 +142,8 @@ class CloudStore:
         with self._errors(prefix):
             for page in self._obstore.list(self._small, prefix.rstrip("/") or None, offset=after or None):
                 for item in page:
+                    if after and item["path"] <= after:
+                        continue  # Azure begins at the first key where the server is older than the parameter.
                     yield Entry(item["path"], item["size"], item["last_modified"].timestamp())
 
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
@@ -157,8 +164,12 @@ class CloudStore:
                     yield chunk
 
         def once() -> None:
-            with self._errors(key):
-                self._put(key, body)
+            try:
+                with self._errors(key):
+                    self._put(key, body)
+            except StoreUnavailable as error:
+                self._memory.lanes.failed(error)
+                raise
 
         with self._memory.room(min(size, _SINGLE_PUT * (_PARTS + 1))):
             if size <= _SINGLE_PUT:
@@ -178,7 +189,15 @@ class CloudStore:
             path = "/".join(parts.path.split("/")[: -1 - prefix.count("/")])
             region = urllib.parse.parse_qs(parts.query)["X-Amz-Credential"][0].split("/")[2]
             bucket = f"{parts.scheme}://{parts.netloc}{path}"
-            self._uploads = Uploads(bucket, prefix, region, self._keys, timeout=self._timeout, stalled=self._stalled)
+            self._uploads = Uploads(
+                bucket,
+                prefix,
+                region,
+                self._keys,
+                timeout=self._timeout,
+                stalled=self._stalled,
+                failed=self._memory.lanes.failed,
+            )
         return self._uploads
 
     def unfinished(self, prefix: str) -> Iterator[Unfinished]:
@@ -247,8 +266,16 @@ class CloudStore:
     def delete(self, keys: Iterable[str]) -> None:
         batch = list(keys)
         for start in range(0, len(batch), 1000):
-            with self._errors(batch[start]), contextlib.suppress(Missing, self._exceptions.NotFoundError):
-                self._obstore.delete(self._small, batch[start : start + 1000])
+            self._delete(batch[start : start + 1000])
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        try:
+            with self._errors(keys[0]):
+                self._obstore.delete(self._small, keys)
+        except Missing:
+            if len(keys) > 1:  # Where one of them is missing, GCS and Azure may leave others.
+                for key in keys:
+                    self._delete([key])
 
     def leftovers(self) -> Iterator[Entry]:
         return iter(())  # Parts of an upload that was cut off are no objects: see `unfinished`.
@@ -287,7 +314,7 @@ class CloudStore:
         return AccessDenied(
             what=f"{self.url}/{key}",
             cause=_cause(error),
-            hint="Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role).",
+            hint=f"Check the credentials ({_CREDENTIALS.get(self.url[:3], 'AZURE_STORAGE_ACCOUNT_KEY')}, or the role).",
         )
 
 

@@ -8,10 +8,12 @@ headers are signed by who holds the credentials; here nothing is known of them.
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import http.client
 import re
 import ssl
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -146,7 +148,7 @@ def check(response: http.client.HTTPResponse, url: str) -> None:
         raise StoreUnavailable(
             store=shown(url),
             cause=f"{response.status} {name or response.reason}",
-            retry_after=_seconds(response.headers.get("Retry-After", "")),
+            retry_after=retry_after(response.headers),
         )
     raise Refused(response.status, name, message[1] if message else response.reason)
 
@@ -212,8 +214,19 @@ def _check_range(response: http.client.HTTPResponse, start: int, length: int, ur
         raise StoreUnavailable(store=shown(url), cause="it answered with more than the range that was asked for")
 
 
-def _seconds(text: str) -> float:
-    return min(float(text), _LONGEST_WAIT) if text.isdigit() else 0.0
+def retry_after(headers: http.client.HTTPMessage) -> float:
+    """Seconds that an answer asks to wait, at most 60; 0 where it asks for none.
+
+    A number of seconds, or a date (RFC 9110, 10.2.3): that counts from the answer's own Date, as no clock need be right.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return min(float(text), _LONGEST_WAIT)
+    until, now = (email.utils.parsedate_tz(each) for each in (text, headers.get("Date", "")))
+    if not until:
+        return 0.0
+    seconds = email.utils.mktime_tz(until) - (email.utils.mktime_tz(now) if now else time.time())
+    return float(min(max(seconds, 0), _LONGEST_WAIT))
 
 
 def shown(url: str) -> str:

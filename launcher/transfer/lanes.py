@@ -38,7 +38,7 @@ class Lanes:
         self._changed = threading.Condition()
         self._taken = 0
         self._best, self._best_limit = 0.0, self.limit
-        self._settled = clock()
+        self._settled = self._last = clock()
         """When the limit was last found to be good, or cut."""
         self._begin()
 
@@ -50,8 +50,8 @@ class Lanes:
         """One request for `size` bytes, as soon as there is a lane for it."""
         with self._changed:
             self._changed.wait_for(lambda: self._taken < self.limit)
-            if not self._taken:
-                self._begin()  # Nothing was asked for until now.
+            if not self._taken and self._clock() - self._last > _WINDOW:
+                self._begin()  # Nothing was asked for meanwhile.
             self._taken += 1
         try:
             yield
@@ -60,7 +60,8 @@ class Lanes:
                 self._taken -= 1
                 self._ended += 1
                 self._moved += size + _REQUEST
-                seconds = self._clock() - self._since
+                self._last = self._clock()
+                seconds = self._last - self._since
                 if seconds >= _WINDOW and self._ended >= 2 * self.limit:
                     self._judge(self._moved / seconds)
                     self._begin()

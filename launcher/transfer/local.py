@@ -20,6 +20,8 @@ from launcher.transfer.digest import CHUNK, Hasher, chunks
 from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
 T = TypeVar("T")
+Stamp = tuple[int, int, int, int]
+"""Inode, bytes, modification and change time in ns: a file that keeps them keeps its content, for every write moves the last."""
 _TEMPORARY = ".tmp-"
 _TRIALS = 20
 """Times that a write is begun again because a delete beside it removed the folder, which had become empty."""
@@ -31,6 +33,8 @@ class LocalStore:
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         self.url = self.root
+        self.stamps: dict[str, Stamp] = {}
+        """Key to the stamp of each file that was uploaded, right after its last byte was durable; for who commits to take."""
 
     def _path(self, key: str) -> str:
         return os.path.join(self.root, key)
@@ -64,6 +68,7 @@ class LocalStore:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             try:
+                _hand_over(temporary)
                 _write_all(fd, memoryview(body))
                 os.fsync(fd)
             finally:
@@ -112,7 +117,8 @@ class LocalStore:
 
     def upload(self, source: str, key: str, on_bytes: OnBytes) -> Moved:
         with self._errors(key), open(source, "rb", buffering=0) as file:
-            return self._in_its_folder(key, lambda path: _copy(file.fileno(), path, on_bytes, mode=0o444))
+            moved, self.stamps[key] = self._in_its_folder(key, lambda path: _copy(file.fileno(), path, on_bytes))
+            return moved
 
     def stream(self, key: str, start: int, length: int, sink: Sink) -> None:
         with self._errors(key):
@@ -177,6 +183,7 @@ class LocalStore:
         for each in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(each)
+                _hand_over(each)
             _sync_folder(os.path.dirname(each))
 
     def leftovers(self) -> Iterator[Entry]:
@@ -209,20 +216,26 @@ class LocalStore:
             raise StoreError(store=self.url, cause=f"{key}: {error.strerror}") from error
 
 
-def _copy(source: int, destination: str, on_bytes: OnBytes, *, mode: int) -> Moved:
+def stamp(status: os.stat_result) -> Stamp:
+    """The stamp of a file in some state."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _copy(source: int, destination: str, on_bytes: OnBytes) -> tuple[Moved, Stamp]:
     hasher = Hasher()
-    with _new_file(destination, mode) as fd:
+    with _new_file(destination) as fd:
         for chunk in chunks(source):
             _write_all(fd, chunk)
             hasher.update(chunk)
             on_bytes(len(chunk))
-    return Moved(hasher.size, hasher.digest, hasher.blocks)
+        found = _finish(fd)
+    return Moved(hasher.size, hasher.digest, hasher.blocks), found
 
 
 def _clone(source: int, destination: str) -> None:
     """By a reflink where the file system can (no byte is written), else inside the kernel. Never by a hard link: then damage
     to one checkpoint would be damage to both."""
-    with _new_file(destination, 0o444) as fd:
+    with _new_file(destination) as fd:
         try:
             make_reflink(source, fd)
         except OSError:
@@ -230,21 +243,36 @@ def _clone(source: int, destination: str) -> None:
             while (done := os.lseek(fd, 0, os.SEEK_CUR)) < size:
                 if not os.copy_file_range(source, fd, size - done):
                     raise
+        _finish(fd)
 
 
 @contextlib.contextmanager
-def _new_file(path: str, mode: int) -> Iterator[int]:
-    """A file to write, synced at the end of the block."""
+def _new_file(path: str) -> Iterator[int]:
+    """A file to write."""
     # A file left by a crash in the middle of a copy is ours alone (ids are never reused): write it anew.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
+        _hand_over(path)
         yield fd
-        os.fchmod(fd, mode)
-        os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _finish(fd: int) -> Stamp:
+    """Makes a file read-only and durable."""
+    os.fchmod(fd, 0o444)
+    os.fsync(fd)
+    return stamp(os.fstat(fd))
+
+
+def _hand_over(path: str) -> None:
+    """What root makes belongs to the owner of the folder that it is in: a user whose folder was mounted into root's container
+    can remove it."""
+    if os.geteuid() == 0 and (owner := os.stat(os.path.dirname(path))).st_uid:
+        with contextlib.suppress(PermissionError):  # A root without CAP_CHOWN.
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def _write_all(fd: int, view: memoryview) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from launcher.errors import StoreUnavailable
 from launcher.transfer.digest import BLOCK, of_blocks
 from launcher.transfer.http import Body, Refused
+from launcher.transfer.lanes import Lanes
 from launcher.transfer.object_store import Moved, OnBytes, Unfinished
 from launcher.transfer.s3 import Gone, Part, Uploads
 
@@ -23,32 +24,37 @@ _PIECE = 256 << 10
 """Bytes sent by one call: a connection is cut as stalled when one of them has not gone in time."""
 _MOST_PARTS = 10_000
 _IN_FLIGHT = 8
+"""Parts of one file on their way at once, at most."""
+_MOST_LANES = 64
 _STARTS = 3
 """How often a file is begun anew when another process (gc) aborted its upload."""
 
 
 class Memory:
-    """Buffers for the parts of all files that are on their way: each is made once and used again."""
+    """Buffers for the parts of all files that are on their way: each is made once and used again. `lanes`: how many requests
+    are on their way at once, besides."""
 
     def __init__(self, limit: int) -> None:
         """`limit`: bytes. One part is always let through."""
         self._limit = limit
+        self.lanes = Lanes(_MOST_LANES)
         self._taken = 0
         self._idle: list[bytearray] = []
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
     def room(self, size: int) -> Iterator[None]:
-        """Room for `size` bytes that somebody else allocates."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
-            self._taken += size
-        try:
-            yield
-        finally:
+        """A lane, and room for `size` bytes that somebody else allocates."""
+        with self.lanes.one(size):
             with self._changed:
-                self._taken -= size
-                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
+                self._taken += size
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._taken -= size
+                    self._changed.notify_all()
 
     @contextlib.contextmanager
     def take(self, size: int) -> Iterator[memoryview]:

@@ -20,6 +20,13 @@ OnBytes = Callable[[int], None]
 """Called with the number of bytes just moved, from any thread, often; negative where they have to be moved again. By waiting
 in it, a caller slows the transfer down; by raising, he ends it."""
 
+
+def for_file(on_bytes: OnBytes, name: str, size: int) -> OnBytes:
+    """Who is told of one file's bytes: what `on_bytes` has for it (a method `file` of name and size in bytes), or itself."""
+    make: Callable[[str, int], OnBytes] | None = getattr(on_bytes, "file", None)
+    return make(name, size) if make else on_bytes
+
+
 Sink = Callable[[memoryview], None]
 """Takes the next bytes of an object; their memory is used again after the call."""
 

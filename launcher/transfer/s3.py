@@ -52,14 +52,24 @@ class Uploads:
     """Multipart uploads below one bucket's prefix; every method may be called from several threads.
 
     `bucket`: its URL without a slash at the end. `keys`: the credentials of the moment, asked for at every request.
-    `timeout`: seconds that one request is tried again. `stalled`: seconds without a byte after which one is cut.
+    `timeout`: seconds that one request is tried again. `stalled`: seconds without a byte after which one is cut. `failed` is
+    told of each answer that says to try again.
     Raises Refused and StoreUnavailable, and Gone where an upload is named.
     """
 
     def __init__(
-        self, bucket: str, prefix: str, region: str, keys: Callable[[], Keys], *, timeout: float, stalled: float
+        self,
+        bucket: str,
+        prefix: str,
+        region: str,
+        keys: Callable[[], Keys],
+        *,
+        timeout: float,
+        stalled: float,
+        failed: Callable[[StoreUnavailable], None] = lambda error: None,
     ) -> None:
         self._bucket, self._prefix, self._region = bucket, prefix, region
+        self._failed = failed
         self._keys = keys
         self._timeout = timeout
         self._connections = Connections(timeout=stalled, answer=timeout)
@@ -227,6 +237,9 @@ class Uploads:
         with self._connections.ask(method, url, given, body) as response:
             try:
                 check(response, url)
+            except StoreUnavailable as error:
+                self._failed(error)
+                raise
             except Refused as refused:
                 if refused.code == "NoSuchUpload":
                     raise Gone(refused.text) from refused

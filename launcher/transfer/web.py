@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from launcher.errors import AccessDenied, SourceNotFound, StoreError, StoreUnavailable
 from launcher.transfer.digest import CHUNK, Hasher
-from launcher.transfer.http import Connections, Ranges, Refused, broken, shown
+from launcher.transfer.http import Connections, Ranges, Refused, broken, retry_after, shown
 from launcher.transfer.object_store import Entry, Missing, Moved, OnBytes, Sink
 from launcher.transfer.retry import call
 
@@ -228,7 +228,7 @@ class Web:
                     yield response, url
                     return
                 if response.status not in (301, 302, 303, 307, 308) or not location:
-                    raise failure(url, response.status, response.reason)
+                    raise failure(url, response.status, response.reason, retry_after(response.headers))
                 try:
                     url = urllib.parse.urljoin(url, location)
                 except ValueError as error:
@@ -246,8 +246,8 @@ class _Links(html.parser.HTMLParser):
             self.found += [value for name, value in attrs if name == "href" and value]
 
 
-def failure(url: str, status: int, text: str) -> Exception:
-    """The exception that an HTTP answer means."""
+def failure(url: str, status: int, text: str, wait: float = 0.0) -> Exception:
+    """The exception that an HTTP answer means. `wait`: seconds that it asks for before the next try."""
     if status in (404, 410):
         return Missing(shown(url))
     if status in (401, 403, 407):
@@ -259,7 +259,7 @@ def failure(url: str, status: int, text: str) -> Exception:
     if status == 412:
         return StoreError(store=shown(url), cause="the file was replaced while it was being read; start again")
     if status == 429 or status >= 500:
-        return StoreUnavailable(store=shown(url), cause=f"{status} {text}")
+        return StoreUnavailable(store=shown(url), cause=f"{status} {text}", retry_after=wait)
     return StoreError(store=shown(url), cause=f"{status} {text}")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -56,6 +57,9 @@ class Figures:
     repeated: int = 0
     """Steps that were computed more than once."""
     longest_survivor: float = 0.0
+    """Seconds from a kill of the launcher to the end of the last of the job's processes."""
+    longest_uploader: float = 0.0
+    """The same for its uploader, which yields to everything (nice 19)."""
     violations: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -66,7 +70,8 @@ class Figures:
             f"{self.lives} lives, {self.starts} starts, {self.kills.total()} kills ({kills}); {self.resumed} starts went on "
             f"from a checkpoint, {self.anew} began anew, {self.put_aside} torn folders were put aside; {self.whole} checkpoints "
             f"known whole, {self.stored} stored, every byte read; {self.repeated} of {self.steps} steps computed again; "
-            f"last process gone {self.longest_survivor:.2f} s after a kill; {len(self.violations)} violations"
+            f"last process of a job gone {self.longest_survivor:.2f} s after its launcher, last uploader "
+            f"{self.longest_uploader:.2f} s; {len(self.violations)} violations"
         )
 
 
@@ -97,7 +102,8 @@ class Life:
         self._log = setting.launcher.home / f"{self._name}.log"
         self._folder = setting.launcher.home / "data" / "jobs" / self._name / self._id
 
-    def run(self, kills: int) -> None:
+    def run(self) -> None:
+        kills = self._chance.randint(1, 4)
         for start in range(_MOST):
             process = self._start()
             with self._setting.figures.lock:
@@ -137,9 +143,14 @@ class Life:
         targets = ["launcher", "rank", "uploader", "all"]
         targets += ["agent"] if self._setting.writer == "trainer" else []
         target = chance.choice(["container", "launcher"] if self._setting.runner == "docker" else targets)
-        longest = {"process": 4.5, "docker": 7.0}[self._setting.runner] if self._setting.writer == "steady" else 22.0
+        if (
+            chance.random() < 0.8
+        ):  # Once the job runs; else at any time from the first moment, which is a restoring one too.
+            began = self._starts()
+            while self._starts() == began and process.poll() is None:
+                time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.0, longest))
+            process.wait(chance.uniform(0.0, 2.5 if self._setting.writer == "steady" else 12.0))
         if process.poll() is not None:
             return
         below = tree(process.pid)
@@ -165,12 +176,27 @@ class Life:
                 figures.kills[target] += 1
         if target in ("launcher", "all"):
             process.wait()
-            while any(lives(pid) for pid in below) and time.monotonic() < started + 60:
-                time.sleep(0.01)
+            gone = self._wait_for(job, started)
+            gone_too = self._wait_for(below, started)
             with figures.lock:
-                figures.longest_survivor = max(figures.longest_survivor, time.monotonic() - started)
+                figures.longest_survivor = max(figures.longest_survivor, gone)
+                figures.longest_uploader = max(figures.longest_uploader, gone_too)
             if left := [pid for pid in below if lives(pid)]:
                 self._violation(f"processes live 60 s after their launcher: {left}")
+
+    @staticmethod
+    def _wait_for(pids: list[int], started: float) -> float:
+        """Seconds from `started` until none of them lives; 60 at most."""
+        while any(lives(pid) for pid in pids) and time.monotonic() < started + 60:
+            time.sleep(0.01)
+        return time.monotonic() - started
+
+    def _starts(self) -> int:
+        """How often the training began, by its journal."""
+        try:
+            return (self._folder / "output-checkpoint" / steady_writer.JOURNAL).read_text().count("from")
+        except FileNotFoundError:
+            return 0
 
     # ── what became of it ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,7 +259,7 @@ class Life:
 def campaign(
     count: int, seed: int, *, workers: int = 2, writer: str = "steady", runner: str = "process", engine: str = ""
 ) -> Figures:
-    """Lives until about `count` kills were done. Ctrl-C ends it, with the figures so far."""
+    """Lives until `count` kills were done, and a few more. Ctrl-C ends it, with the figures so far."""
     home = Path(tempfile.mkdtemp(prefix="launcher-lives-"))
     figures = Figures()
     try:
@@ -242,23 +268,26 @@ def campaign(
         store.prepare()
         expected = _uninterrupted(launcher) if writer == "trainer" else []
         setting = Setting(launcher, store, seed, writer, runner, expected, figures)
-        chance = random.Random(seed)
-        plan = []
-        while sum(plan) < count:
-            plan.append(min(chance.randint(1, 4), count - sum(plan)))
+        numbers = itertools.count()
+
+        def work(_: int) -> None:
+            while figures.kills.total() < count:
+                with figures.lock:
+                    number = next(numbers)
+                _live(setting, number)
+
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(lambda item: _live(setting, *item), enumerate(plan)):
-                pass
+            list(pool.map(work, range(workers)))
     finally:
         subprocess.run(["chmod", "-R", "u+w", home], check=False)
         shutil.rmtree(home, ignore_errors=True)
     return figures
 
 
-def _live(setting: Setting, number: int, kills: int) -> None:
+def _live(setting: Setting, number: int) -> None:
     life = Life(setting, number)
     try:
-        life.run(kills)
+        life.run()
     except Exception as error:
         life._violation(f"{type(error).__name__}: {error}")
 

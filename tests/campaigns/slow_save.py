@@ -13,7 +13,7 @@ save, in_time = Trainer._save_optimizer_and_scheduler, CheckpointManager.execute
 
 
 def slowly(manager):
-    """Every save from now on waits in its middle: the model is written, the optimizer is not."""
+    """The save waits in its middle: the model is written, the optimizer is not."""
 
     def wait(trainer, folder):
         print(f"saving step {trainer.state.global_step}", flush=True)
@@ -21,7 +21,10 @@ def slowly(manager):
         save(trainer, folder)
 
     Trainer._save_optimizer_and_scheduler = wait
-    in_time(manager)
+    try:
+        in_time(manager)
+    finally:
+        Trainer._save_optimizer_and_scheduler = save
 
 
 CheckpointManager.execute_jit_checkpoint = slowly

@@ -121,14 +121,16 @@ def main() -> None:
         for name, data in training.files().items():
             with open(f"{folder}/{name}", "wb") as file:
                 file.write(data)
+            time.sleep(pace.uniform(0.0, 0.02))
         say("whole", training.step)
         old = f"{output}/checkpoint-{training.step - KEPT}"
         if os.path.isdir(old):
             say("going", training.step - KEPT)
             for name in os.listdir(old):
                 os.unlink(f"{old}/{name}")
+                time.sleep(pace.uniform(0.0, 0.01))
             os.rmdir(old)
-        time.sleep(pace.uniform(0.02, 0.25))
+        time.sleep(pace.uniform(0.0, 0.15))
     print("finished at step", training.step, flush=True)
 
 

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -59,10 +60,11 @@ def stop(home: Path, number: int, *, grace: float, save: float, seed: int) -> Ro
     process.send_signal(signal.SIGTERM)
     output += process.communicate()[0]
     used = time.monotonic() - sent
-    steps = [each["status"]["facts"]["step"] for each in launcher.json("training", "checkpoints", "job")]
+    checkpoints = launcher.json("training", "checkpoints", "job")
+    steps = [each["status"]["facts"].get("step") for each in checkpoints]
     result = launcher.result("job")
     found = Round(process.returncode, used, steps, result)
-    saved = next((int(line.split()[-1]) for line in output.splitlines() if line.startswith("saving step")), None)
+    saved = next((int(each) for each in re.findall(r"saving step (\d+)", output)), None)
     fits = save <= grace * 0.6
     wrong = found.violations
     if process.returncode != (143 if fits else 137):
@@ -77,6 +79,8 @@ def stop(home: Path, number: int, *, grace: float, save: float, seed: int) -> Ro
         result["stopped"] and result["retryable"] and result["bytes_not_stored"] == 0 and "SIGTERM" in result["cause"]
     ):
         wrong.append(f"result: {result}")
+    if None in steps:
+        wrong.append(f"without a step: {[each for each in checkpoints if each['status']['facts'].get('step') is None]}")
     if left := [pid for pid in below if lives(pid)]:
         wrong.append(f"left processes {left}")
     if any((launcher.job("job") / "spool").iterdir()):

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +18,28 @@ from launcher.transfer.generic import GenericStore
 from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import Exists, Missing, ObjectStore, Ours, Theirs, create
 from launcher.transfer.places import open_place
+from tests.support import clouds
 from tests.support.s3_server import S3Server
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(scope="module")
+def azure() -> Iterator[tuple[str, dict[str, Any]]]:
+    with clouds.azure() as given:
+        yield given
+
+
+@pytest.fixture(params=["local", "memory", "s3", "gcs", "azure"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     if request.param == "local":
         yield LocalStore(str(tmp_path / "store"))
     elif request.param == "memory":
         yield GenericStore(f"memory://{tmp_path.name}")
+    elif request.param == "gcs":
+        with clouds.gcs(request.getfixturevalue("s3_server")) as (url, options):
+            yield open_place(f"{url}/a/b", timeout=10, environ={}, options=options)
+    elif request.param == "azure":
+        url, options = request.getfixturevalue("azure")
+        yield open_place(f"{url}/{tmp_path.name}", timeout=10, environ={}, options=options)
     else:
         server: S3Server = request.getfixturevalue("s3_server")
         for name, value in server.env().items():
@@ -50,7 +64,7 @@ def test_a_created_object_is_read_back_and_cannot_be_created_again(place: Object
 
 
 # Not fsspec's memory, which looks and then writes: among threads its exclusive create is none.
-@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
+@pytest.mark.parametrize("place", ["local", "s3", "gcs", "azure"], indirect=True)
 def test_one_of_16_racing_writers_wins_each_of_50_keys(place: ObjectStore) -> None:
     wins: dict[str, list[int]] = {f"race/{number}": [] for number in range(50)}
     barrier = threading.Barrier(16)
@@ -89,7 +103,7 @@ def test_files_go_up_and_down_with_the_digest_of_their_bytes(place: ObjectStore,
         assert download(place, [again], threads=4, timeout=20, on_bytes=moved.append) == [down]
         assert target.read_bytes() == data
         assert place.read("d/file.bin", 5, 10) == data[5:15]
-        place.delete(["d/file.bin", "d/never-was"])
+        place.delete(["d/never-was", "d/file.bin", "d/nor-this"])
         with pytest.raises(Missing):
             place.get("d/file.bin")
         assert list(place.list("d/")) == []

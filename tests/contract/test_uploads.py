@@ -137,7 +137,7 @@ def test_after_a_kill_only_what_is_missing_is_sent(
         stuck.wait(1, deadline=120)
         others = [f"partNumber={number}&" for number in (1, 2, 3, 5, 6)]
         deadline = 1200
-        while len(_arrived(place)) < len(others) and deadline:
+        while len(arrived(place)) < len(others) and deadline:
             deadline -= 1
             time.sleep(0.05)
     finally:
@@ -154,7 +154,7 @@ def test_after_a_kill_only_what_is_missing_is_sent(
     assert stored(place, "k", 5 * BLOCK + 7) == source.read_bytes()
 
 
-def _arrived(place: ObjectStore) -> dict[int, object]:
+def arrived(place: ObjectStore) -> dict[int, object]:
     (unfinished,) = place.unfinished("")
     return place._own_uploads().parts(unfinished.key, unfinished.id)  # type: ignore[attr-defined,no-any-return]
 

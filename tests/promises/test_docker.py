@@ -13,27 +13,19 @@ from typing import Any
 
 import pytest
 
+from tests.promises import test_stopping as stopping
 from tests.promises.test_main_job import fine_tune_and_continue
 from tests.support.cli import ROOT, Launcher
+from tests.support.images import BASE
 
 # The first test waits for the base image, which takes minutes to make where it is not there yet.
 pytestmark = pytest.mark.timeout(1500)
-BASE, IMAGE = "launcher-test-base:latest", "launcher-test:cpu"
 
 
 @pytest.fixture
 def docker(launcher: Launcher, engine: str) -> Launcher:
     launcher.env["DOCKER_HOST"] = engine
     return launcher
-
-
-@pytest.fixture(scope="module")
-def image(engine: str) -> str:
-    """An image with the launcher in it, built by images/build."""
-    words = [ROOT / "images/build", "--base", BASE, "--tag", IMAGE]
-    built = subprocess.run(words, env=os.environ | {"DOCKER_HOST": engine}, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return IMAGE
 
 
 def containers(launcher: Launcher) -> str:
@@ -75,7 +67,8 @@ def test_the_container_is_hardened_and_its_input_read_only(docker: Launcher, tin
     for user in ("", "root"):
         flags = ("--user", user) if user else ()
         output = docker(*words, *flags, "--", "sh", "-c", f"({writes}) 2>&1 && exit 9; exit 5", code=5)
-        assert output.count("Read-only file system") == 3
+        said = [line for line in output.splitlines() if not line.startswith("launcher:")]
+        assert "\n".join(said).count("Read-only file system") == 3
 
 
 def test_the_exit_code_is_the_jobs_and_the_container_is_gone(docker: Launcher) -> None:
@@ -127,7 +120,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("user", ["0", "1000"])
 def test_the_main_job_with_the_launcher_as_entrypoint(
-    docker: Launcher, image: str, tiny_model: Path, home: Path, user: str
+    docker: Launcher, job_image: str, tiny_model: Path, home: Path, user: str
 ) -> None:
     docker.env |= {"LAUNCHER_STORE": str(home / "store")}
     docker("checkpoint", "push", "mistral_tiny_base", "--file", tiny_model)
@@ -137,7 +130,7 @@ def test_the_main_job_with_the_launcher_as_entrypoint(
         "-e", "LAUNCHER_STORE=/shared/store", "-e", "LAUNCHER_NAME=ft_01", "-e", "LAUNCHER_CHECKPOINT=mistral_tiny_base",
         "-e", "LAUNCHER_ACCELS=2", "-e", "LAUNCHER_DEVICE=cpu", "-e", "HF_HUB_OFFLINE=1", "-e", "HOME=/tmp",
         "-e", "TORCHINDUCTOR_CACHE_DIR=/tmp/inductor", "-e", "USER=job",
-        image, "/examples/fine_tune.py", "--steps", "4", "--save-steps", "2", "--save-total-limit", "1", timeout=120,
+        job_image, "/examples/fine_tune.py", "--steps", "4", "--save-steps", "2", "--save-total-limit", "1", timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "read-only by: landlock" in done.stderr  # what an ordinary container leaves
@@ -148,7 +141,7 @@ def test_the_main_job_with_the_launcher_as_entrypoint(
 
 
 def test_the_entrypoints_input_cannot_be_written_even_by_root(
-    docker: Launcher, image: str, tiny_model: Path, home: Path
+    docker: Launcher, job_image: str, tiny_model: Path, home: Path
 ) -> None:
     docker.env |= {"LAUNCHER_STORE": str(home / "store")}
     docker("checkpoint", "push", "base", "--file", tiny_model)
@@ -159,19 +152,19 @@ def test_the_entrypoints_input_cannot_be_written_even_by_root(
     )
     done = run(
         docker, "run", "--rm", "-v", f"{home}:/shared", "-e", "LAUNCHER_STORE=/shared/store", "-e", "LAUNCHER_CHECKPOINT=base",
-        image, "sh", "-c", script, timeout=60,
+        job_image, "sh", "-c", script, timeout=60,
     )  # fmt: skip
     assert done.returncode == 5, done.stdout + done.stderr
     assert done.stdout.count("Permission denied") == 4
 
 
-def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, image: str) -> None:
+def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, job_image: str) -> None:
     # 50 orphans are left to PID 1; the job then counts zombies.
     orphans = (
         "for i in $(seq 50); do (sh -c 'sleep 0.2 &') & done; sleep 1.5; echo zombies=$(ps -e -o stat= | grep -c Z); "
     )
     process = subprocess.Popen(
-        ["docker", "run", "--name", "reaper", image, "bash", "-c", orphans + JOB],
+        ["docker", "run", "--name", "reaper", job_image, "bash", "-c", orphans + JOB],
         env=docker.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -187,11 +180,32 @@ def test_the_entrypoint_forwards_the_stop_and_reaps(docker: Launcher, image: str
         run(docker, "rm", "--force", "reaper")
 
 
-def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, image: str) -> None:
+def test_the_entrypoint_tells_of_the_kernels_kill_for_memory(docker: Launcher, job_image: str, tmp_path: Path) -> None:
+    """A limit of the container: the launcher lives on in it and says what happened, also where Kubernetes looks."""
+    from tests.promises.test_verdict import failing_script
+
+    said = tmp_path / "termination-log"
+    said.write_text("")
+    said.chmod(0o666)
+    failing_script(tmp_path)
+    done = run(
+        docker, "run", "--rm", "--memory", "600m", "--memory-swap", "600m", "-v", f"{tmp_path}:/job:ro", "-w", "/job",
+        "-v", f"{said}:/dev/termination-log", "-e", "LAUNCHER_DEVICE=cpu", "-e", "LAUNCHER_ACCELS=2", "-e", "HOME=/tmp",
+        "--user", "0", job_image, "fail.py", "memory", "1", timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 137, done.stdout + done.stderr
+    words = said.read_text().splitlines()
+    assert words[0].startswith(
+        "exit code 137 (job, oom, not retryable): The kernel killed the job for memory (1 process; the "
+    )
+    assert "limit of its cgroup is 600.0 MiB) (rank 1 first)." in words[0] and "LAUNCHER_JOB_ID=" in words[-1]
+
+
+def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, job_image: str) -> None:
     """SIGTERM at 0 to 400 ms after the start: each container ends at once, none runs on until the kill."""
     for milliseconds in (0, 20, 50, 100, 200, 300, 400):
         name = f"early-{milliseconds}"
-        assert run(docker, "run", "--detach", "--name", name, image, "sleep", "60").returncode == 0
+        assert run(docker, "run", "--detach", "--name", name, job_image, "sleep", "60").returncode == 0
         time.sleep(milliseconds / 1000)
         started = time.monotonic()
         run(docker, "stop", "--time", "20", name)
@@ -199,3 +213,44 @@ def test_a_stop_right_after_the_start_is_not_lost(docker: Launcher, image: str) 
         state = json.loads(run(docker, "inspect", name).stdout)[0]["State"]
         run(docker, "rm", "--force", name)
         assert seconds < 10 and state["ExitCode"] in (75, 143), (milliseconds, seconds, state)
+
+
+def test_a_stop_reaches_every_rank_in_a_container(docker: Launcher, tmp_path: Path) -> None:
+    """Docker runner: the agent in the container tells them, and the stop file is there."""
+    script = stopping.ranks(tmp_path, wait=(2, 0))
+    tmp_path.chmod(0o755)  # The engine binds it; the container's user reads it.
+    words = ("training", "run", "s", "--runner", "docker", "--image", BASE, "--accels", "2", "--grace", "2m")
+    process = docker.start(*words, "--work-dir", tmp_path, "--", script.name)
+    seen = stopping.until(process, "rank 0 is ready", "rank 1 is ready")
+    docker("training", "stop", "s", "--wait", "2m")
+    output = seen + stopping.finish(process)
+    assert process.returncode == 143, output
+    assert output.count("saves: signals ['SIGTERM'], SIGTERM") == 2, output
+    assert [each["metadata"]["name"] for each in docker.json("training", "checkpoints", "s")] == ["s/step-7"]
+    assert containers(docker) == ""
+
+
+def test_docker_stop_leaves_the_entrypoint_time_to_save_and_to_store(
+    docker: Launcher, job_image: str, tmp_path: Path, home: Path
+) -> None:
+    """`docker stop -t 60` of two ranks, whose save begins 5 s after the signal."""
+    docker.env |= {"LAUNCHER_STORE": str(home / "store")}
+    script = stopping.ranks(tmp_path, wait=(5, 0))
+    script.chmod(0o644)
+    tmp_path.chmod(0o755)
+    words = ["--name", "stopped-entrypoint", "-v", f"{home}:/shared", "-v", f"{script}:/job/ranks.py:ro"]
+    for variable in ("STORE=/shared/store", "NAME=s", "ACCELS=2", "DEVICE=cpu", "GRACE=60s"):
+        words += ["-e", f"LAUNCHER_{variable}"]
+    process = subprocess.Popen(
+        ["docker", "run", *words, job_image, "/job/ranks.py"],
+        env=docker.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        seen = stopping.until(process, "rank 0 is ready", "rank 1 is ready")
+        assert run(docker, "stop", "--time", "60", "stopped-entrypoint").returncode == 0
+        output = seen + stopping.finish(process)
+        state = json.loads(run(docker, "inspect", "stopped-entrypoint").stdout)[0]["State"]
+        assert state["ExitCode"] == 143 and not state["OOMKilled"], output
+        assert [each["metadata"]["name"] for each in docker.json("training", "checkpoints", "s")] == ["s/step-7"]
+    finally:
+        run(docker, "rm", "--force", "stopped-entrypoint")

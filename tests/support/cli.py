@@ -66,6 +66,11 @@ class Launcher:
         """The newest job folder of a name."""
         return max((self.home / "data" / "jobs" / name).glob("0*"))
 
+    def job_folder(self, name: str) -> Path:
+        """The only job folder of a name, whatever its id."""
+        (folder,) = (each.parent for each in (self.home / "data" / "jobs" / name).glob("*/record.json"))
+        return folder
+
     def result(self, name: str) -> Any:
         """result.json of the newest job of a name."""
         return json.loads((self.job(name) / "result.json").read_text())

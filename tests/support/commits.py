@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -20,6 +21,15 @@ from launcher.transfer.places import open_place
 def open_store(url: str, *, timeout: float = 60, index: str | None = None) -> Store:
     """The store at a path or URL."""
     return Store(open_place(url, timeout=timeout, environ=os.environ), timeout=timeout, threads=2, index=index)
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """A new folder with a whole checkpoint of some hundred bytes: a configuration and one tensor."""
+    folder.mkdir()
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    (folder / "config.json").write_text('{"architectures": ["Tiny"], "model_type": "tiny"}')
+    return folder
 
 
 def upload(store: Store, files: Mapping[str, bytes], identifier: str) -> tuple[File, ...]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 from types import ModuleType
+from typing import Any
 
-from launcher import settings
+import msgspec
+
+from launcher import result, settings
 from launcher.errors import LauncherError, tree
-from launcher.job import spec
+from launcher.job import record, restarts, spec
 from tests.support.cli import ROOT
 
 ERRORS = ROOT / "docs/errors.md"
 SETTINGS = ROOT / "docs/settings.md"
+VERDICT = ROOT / "docs/verdict.md"
+SCHEMA = ROOT / "docs/result.schema.json"
 
 
 def errors_page() -> str:
@@ -57,10 +63,54 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def schema() -> dict[str, Any]:
+    """The JSON schema of result.json, with the fields' meanings."""
+    made = msgspec.json.schema(result.Result)
+    meanings = {key: text for key, _, text in _fields(record, "Outcome") + _fields(result, "Result")}
+    for name, field in made["$defs"]["Result"]["properties"].items():
+        field["description"] = meanings[name]
+    return made
+
+
+def schema_page() -> str:
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def verdict_page() -> str:
+    """docs/verdict.md with its tables as the code has them: what is retried, and the fields of result.json."""
+    rows = ["| Field | Type | Meaning |", "|---|---|---|"]
+    for name, field in schema()["$defs"]["Result"]["properties"].items():
+        rows.append(f"| `{name}` | {_type(field)} | {field['description']} |")
+    retried = [line for line in (restarts.__doc__ or "").splitlines() if line.startswith("|")]
+    page = VERDICT.read_text()
+    for name, lines in (("retried", retried), ("fields", rows)):
+        before, mark, rest = page.partition(f"<!-- {name}: ")
+        end = rest.index("<!-- end -->")
+        page = before + mark + "\n".join([rest.partition("\n")[0], *lines, rest[end:]])
+    return page
+
+
+def _type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{each}`" for each in field["enum"] if each)
+    return " or ".join(each["type"] for each in field.get("anyOf", [field]))
+
+
 def _table(module: ModuleType, name: str) -> list[str]:
+    rows = ["| Key | Variable | Default | Meaning |", "|---|---|---|---|"]
+    for key, default, text in _fields(module, name):
+        variable = "" if key in ("command", "env", "kind") else f"`LAUNCHER_{key.upper()}`"
+        rows.append(
+            f"| `{key.replace('_', '-')}` | {variable} | {'' if default in ('()', '{}') else default} | {text} |"
+        )
+    return rows
+
+
+def _fields(module: ModuleType, name: str) -> list[tuple[str, str, str]]:
+    """Of a class: each field's name, default and meaning, as written in its source."""
     body = next(node for node in ast.parse(inspect.getsource(module)).body if getattr(node, "name", "") == name)
     assert isinstance(body, ast.ClassDef)
-    rows = ["| Key | Variable | Default | Meaning |", "|---|---|---|---|"]
+    found = []
     for index, node in enumerate(body.body):
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
@@ -68,18 +118,16 @@ def _table(module: ModuleType, name: str) -> list[str]:
         text = ""
         if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             text = " ".join(str(after.value.value).split())
-        key = node.target.id
-        variable = "" if key in ("command", "env", "kind") else f"`LAUNCHER_{key.upper()}`"
-        default = ast.unparse(node.value).strip("'") if node.value else "required"
-        rows.append(
-            f"| `{key.replace('_', '-')}` | {variable} | {'' if default in ('()', '{}') else default} | {text} |"
-        )
-    return rows
+        found.append((node.target.id, ast.unparse(node.value).strip("'") if node.value else "required", text))
+    return found
 
 
 def main() -> None:
-    ERRORS.write_text(errors_page())
-    SETTINGS.write_text(settings_page())
+    for path, page in PAGES.items():
+        path.write_text(page())
+
+
+PAGES = {ERRORS: errors_page, SETTINGS: settings_page, SCHEMA: schema_page, VERDICT: verdict_page}
 
 
 if __name__ == "__main__":

@@ -52,13 +52,20 @@ def test_each_class_and_code_by_its_rule(facts: dict[str, Any], spec: dict[str, 
 
 @pytest.mark.parametrize("failure", ["exit", "exception"])
 def test_the_same_end_at_the_same_step_is_retried_once(failure: str) -> None:
-    def at(seen: int | None, stored: int | None, code: int = 1) -> Attempt:
-        return ended(failure=failure, code=code, last_step_seen=seen, last_step_committed=stored)
+    def at(step: int | None, code: int = 1, resumed: str = "") -> Attempt:
+        attempt = ended(failure=failure, code=code, last_step_seen=step, last_step_committed=step and step - 10)
+        attempt.resumed = resumed
+        return attempt
 
-    assert decided(at(30, 20)) and not decided(at(30, 20), at(30, 20)) and not decided(at(None, None), at(None, None))
-    assert decided(at(30, 20), at(50, 40)), "it came further"
-    assert decided(at(30, 20), at(30, 20, code=2)), "it ended otherwise"
-    assert decided(at(30, 20), at(30, 20), retry_on="1"), "asked for by its code"
+    assert decided(at(30)) and not decided(at(30), at(30)) and not decided(at(None), at(None))
+    assert not decided(at(30), at(30, resumed="one"))
+    assert decided(at(30), at(50)), "it came further"
+    assert decided(at(30), at(30, code=2)), "it ended otherwise"
+    assert decided(at(30), at(30), retry_on="1"), "asked for by its code"
+    assert decided(at(30), at(20, resumed="one"), at(20, resumed="one")), "the checkpoint may be bad: one back"
+    assert not decided(at(20, resumed="two"), at(20, resumed="two"), at(20, resumed="one")), "that was not the reason"
+    going_on = ended(failure=failure, last_step_seen=None, last_step_committed=30)
+    assert not decided(at(30), going_on), "it wrote nothing after the step from which it went on"
 
 
 def test_a_peer_that_is_lost_again_and_again_is_retried_to_the_limit() -> None:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from launcher.job import failure
-from launcher.job.failure import last_words, lost_peers, memory
+from launcher.job import last_words as module
+from launcher.job.last_words import LastWords, last_words
 
 FRAMES = 'Traceback (most recent call last):\n  File "train.py", line 14, in <module>\n    step(x)\n'
 TORCHRUN = (
@@ -40,10 +40,10 @@ OWN = [
     "usage of NCCL library.\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 2000",
 ]
 MEMORY = [
-    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB", "device"),
-    ("torch.cuda.OutOfMemoryError: HIP out of memory. Tried to allocate 20.00 MiB.", "device"),
-    ("RuntimeError: CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other", "device"),
-    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "device"),
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79", "accelerator"),
+    ("torch.cuda.OutOfMemoryError: HIP out of memory. Tried to allocate 20.00 MiB.", "accelerator"),
+    ("RuntimeError: CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some", "accelerator"),
+    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "accelerator"),
     ("RuntimeError: [enforce fail at alloc_cpu.cpp:116] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
      "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)", "host"),
     ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 7.28 TiB for an array", "host"),
@@ -57,24 +57,24 @@ MEMORY = [
 @pytest.mark.parametrize("message", LOST)
 def test_lost_peers_are_told_from_own_failures(message: str) -> None:
     words = last_words(FRAMES + message + "\n" + TORCHRUN)
-    assert lost_peers(words) and words.exception and memory(words) is None
+    assert words.lost_peers and words.exception and words.memory is None
     assert words.summary == message.partition("\n")[0].strip()[:300]
 
 
 @pytest.mark.parametrize("message", OWN)
 def test_own_failures_are_not_lost_peers(message: str) -> None:
     words = last_words(FRAMES + message + "\n" + TORCHRUN)
-    assert not lost_peers(words) and words.exception and words.message == message
+    assert not words.lost_peers and words.exception and words.message == message
 
 
 @pytest.mark.parametrize(("message", "which"), MEMORY)
 def test_which_memory_ran_out(message: str, which: str | None) -> None:
-    assert memory(last_words(FRAMES + message)) == which
+    assert last_words(FRAMES + message).memory == which
 
 
 def test_words_in_lines_of_code_are_no_cause() -> None:
     output = "Traceback (most recent call last):\n  File 'a.py', line 1\n    raise MemoryError('ncclSystemError')\nKeyError: 3\n"
-    assert memory(last_words(output)) is None and not lost_peers(last_words(output))
+    assert last_words(output).memory is None and not last_words(output).lost_peers
 
 
 def test_a_traceback_is_taken_with_those_it_came_from_and_without_marks() -> None:
@@ -96,7 +96,8 @@ def test_an_exception_group_and_richs_box_are_tracebacks() -> None:
 
 
 def test_a_traceback_that_was_caught_long_ago_is_no_last_word() -> None:
-    assert last_words(FRAMES + "ValueError: handled\n" + "step 1 loss 0.1\n" * 2000) == failure.LastWords()
+    words = last_words(FRAMES + "ValueError: handled\n" + "step 1 loss 0.1\n" * 2000)
+    assert words == LastWords("", "step 1 loss 0.1")
 
 
 def test_a_crash_tells_its_stack_and_not_an_earlier_exception() -> None:
@@ -129,20 +130,27 @@ def test_what_c_plus_plus_threw_is_the_message() -> None:
         "\nFatal Python error: Aborted\n\nThread 0x00007f (most recent call first):\n  <no Python frame>\n"
     )
     words = last_words(watchdog)
-    assert lost_peers(words) and words.message.endswith("600029 milliseconds.") and "frame #0" in words.traceback
+    assert words.lost_peers and words.message.endswith("600029 milliseconds.") and "frame #0" in words.traceback
     thrown = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n"
-    assert memory(last_words(thrown)) == "host"
+    assert last_words(thrown).memory == "host"
     thrown = "terminate called after throwing an instance of 'gloo::EnforceNotMet'\n"
-    assert not lost_peers(last_words(f"{thrown}  what():  [enforce fail at {GLOO[1:]}pair.cc:456] 8 vs 4."))
+    assert not last_words(f"{thrown}  what():  [enforce fail at {GLOO[1:]}pair.cc:456] 8 vs 4.").lost_peers
 
 
 def test_a_megabyte_of_emoji_stays_a_bounded_traceback() -> None:
     words = last_words(FRAMES + "ValueError: " + "\U0001f389" * 1_000_000 + "\n" + TORCHRUN)
     assert words.message.startswith("ValueError: \U0001f389") and 'File "train.py"' in words.traceback
-    assert len(words.traceback) <= failure.TRACEBACK_LIMIT + 10
+    assert len(words.traceback) <= module.TRACEBACK_LIMIT + 10
 
 
 def test_nothing_is_made_of_nothing() -> None:
     for output in ("", "\n\n", "step 1\nstep 2\n", "\x00\xff" * 100, "Traceback (most recent call last):"):
         assert isinstance(last_words(output).message, str)
-    assert last_words("step 1\n") == failure.LastWords()
+    assert last_words("\n" + TORCHRUN) == LastWords()
+
+
+@pytest.mark.parametrize("last", ["train.py: error: the following arguments are required: --lr", "no data, giving up"])
+def test_without_a_traceback_the_last_line_tells(last: str) -> None:
+    assert last_words(
+        f"W1127 14:45:51.2 1 torch/distributed/run.py:874] *****\nusage: train.py\n 10%|#  |\r 20%|## |\r{last}\r\n\n{TORCHRUN}"
+    ) == LastWords("", last)
