@@ -20,7 +20,10 @@ from launcher.runners.terminal import Terminal
 from launcher.runners.tree import TICK, Tree, become_subreaper
 
 _OPTIONS = ("--grace", "--rewrite", "--single-child")
-_VARIABLES = frozenset({"LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT"})
+_VARIABLES = frozenset(
+    {"LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT", "LAUNCHER_DEVICE"}
+)
+"""Those of its own options, and what says how a job would be run, not that one is (images set the device)."""
 _OF_IMAGES = {"LAUNCHER_DATA_DIR": "/var/lib/launcher", "LAUNCHER_CACHE_DIR": "/var/cache/launcher"}
 """What our images set themselves: asks for nothing."""
 _FOLDERS = {
