@@ -30,7 +30,6 @@ SH = ["sh", "-c", ":"]
         (["--", *SH], {}, True),
         (["--single-child", "--rewrite", "TERM:INT", "--rewrite=HUP:0", "--grace", "5s", "--", *SH], {}, True),
         (["--", *SH], {"LAUNCHER_GRACE": "2m", "LAUNCHER_SINGLE_CHILD": "true", "LAUNCHER_REWRITE": "TERM:INT"}, True),
-        (["--", *SH], {"LAUNCHER_DATA_DIR": "/var/lib/launcher", "LAUNCHER_CACHE_DIR": "/var/cache/launcher"}, True),
         (["--", *SH], {"LAUNCHER_DEVICE": "cpu", "LAUNCHER_LOG_FORMAT": "json"}, True),
         (["--", "torchrun", "train.py"], {}, True),
         (["--", "python", "-c", "pass"], {}, True),
