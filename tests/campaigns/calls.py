@@ -94,7 +94,7 @@ def count_calls(launcher: Launcher) -> Calls:
 
 
 def campaign(count: int, seed: int, *, workers: int = 2) -> tuple[Figures, Calls]:
-    """Runs the rounds. Returns the figures, and the calls over which they were spread. Ctrl-C ends it, with the figures so far."""
+    """Runs the rounds; Ctrl-C ends it early. Returns the figures, and the calls over which the rounds were spread."""
     home = Path(tempfile.mkdtemp(prefix="launcher-calls-"))
     figures, lock, ended = Figures(), threading.Lock(), threading.Event()
     try:
