@@ -30,7 +30,11 @@ SH = ["sh", "-c", ":"]
         (["--", *SH], {}, True),
         (["--single-child", "--rewrite", "TERM:INT", "--rewrite=HUP:0", "--grace", "5s", "--", *SH], {}, True),
         (["--", *SH], {"LAUNCHER_GRACE": "2m", "LAUNCHER_SINGLE_CHILD": "true", "LAUNCHER_REWRITE": "TERM:INT"}, True),
+<<<<<<< HEAD
         (["--", *SH], {"LAUNCHER_DEVICE": "cpu"}, True),
+=======
+        (["--", *SH], {"LAUNCHER_DEVICE": "cpu", "LAUNCHER_LOG_FORMAT": "json"}, True),
+>>>>>>> init
         (["--", "torchrun", "train.py"], {}, True),
         (["--", "python", "-c", "pass"], {}, True),
         (["--", *SH], {"LAUNCHER_CHECKPOINT": "base"}, False),
@@ -138,7 +142,7 @@ def test_the_command_keeps_its_folder_environment_and_streams(tmp_path: Path) ->
 def test_a_thousand_orphans_are_reaped_while_a_job_runs() -> None:
     """T24's slice; `python -m tests.campaigns.orphans` is the whole."""
     for kind in ("plain", "main job"):
-        assert orphans(kind, 1000, seconds=0)
+        assert orphans(kind, 1000, seconds=0, megabytes=50)
     assert storm(20)
 
 
