@@ -16,7 +16,7 @@ from launcher.inputs.protection import Protection, program
 from launcher.job.logs import Times
 from launcher.runners import stall
 from launcher.runners.cgroup import Cgroup
-from launcher.runners.output import Pump, RankLogs
+from launcher.runners.output import Pump, RankLogs, wide_pipe
 from launcher.runners.running import Exit
 from launcher.runners.signals import SUSPENDING
 from launcher.runners.tree import Tree, become_subreaper
@@ -48,8 +48,8 @@ class Process:
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
-        out_reader, out_writer = os.pipe()
-        err_reader, err_writer = os.pipe()
+        out_reader, out_writer = wide_pipe()
+        err_reader, err_writer = wide_pipe()
         self._fds = [out_reader, err_reader, self._log]
         try:
             self._process = subprocess.Popen(
