@@ -78,7 +78,9 @@ def begin(job: Job, *, earlier: int) -> Attempt:
     """The next attempt, in the record. `earlier`: the highest number of an attempt that is known from elsewhere."""
     record = job.record
     if record.attempts and record.attempts[-1].outcome is None:
-        record.attempts[-1].outcome = Outcome(code=137, origin="platform", cause=_LOST, kind="lost", retryable=True)
+        record.attempts[-1].outcome = Outcome(
+            code=137, origin="platform", cause=_LOST, failure="signal", kind="lost", retryable=True
+        )
     number = max([earlier, *(each.number for each in record.attempts)]) + 1
     attempt = Attempt(
         number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device

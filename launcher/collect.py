@@ -20,14 +20,15 @@ import msgspec
 
 from launcher import report, secrets, volume
 from launcher.errors import CollectionIncomplete, UsageError
-from launcher.events import Console, Emit, JsonLines, Redactor, event, to_all
+from launcher.events import Console, JsonLines, Redactor, event, to_all
+from launcher.health import Health
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
 from launcher.job.record import Attempt, JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.outputs.spool import Spool
-from launcher.outputs.watcher import Watcher
+from launcher.outputs.watcher import LONGEST_PAUSE, Watcher
 from launcher.runners.signals import Signals
 from launcher.runners.stopping import Stops
 from launcher.settings import Settings
@@ -75,16 +76,18 @@ def collect(
     store.prepare()
     folder, record = _job_folder(spec, settings, output)
     events = JsonLines(folder.path / "events.jsonl", redactor)
-    emit = to_all(console, events)
+    health = Health(signals, patience=5 * settings.store_timeout)
+    health.record, health.emit = record, to_all(console, events, health)
     attempt = record.attempts[-1]
     attempt.host, attempt.pid, attempt.output, attempt.outcome = os.uname().nodename, os.getpid(), str(output), None
     folder.write(record)
     folder.owe()
     try:
-        outcome = _collect(spec, settings, store, folder, record, stops, emit, watch, until)
-        attempt.outcome, attempt.ended = outcome, time.time()
-        copies = [settings.result_file, str(source / "result.json") if prepared else ""]
-        report.finish(store, folder, record, emit, stops, copies=copies)
+        with health.served(spec):
+            outcome = _collect(spec, settings, store, folder, record, stops, health, watch, until)
+            attempt.outcome, attempt.ended, health.phase = outcome, time.time(), "ended"
+            copies = [settings.result_file, str(source / "result.json") if prepared else ""]
+            report.finish(store, folder, record, health.emit, stops, copies=copies)
     finally:
         events.close()
         folder.close()
@@ -114,11 +117,11 @@ def _collect(
     folder: JobFolder,
     record: JobRecord,
     stops: Stops,
-    emit: Emit,
+    health: Health,
     watch: bool,
     until: Until,
 ) -> Outcome:
-    attempt = record.attempts[-1]
+    attempt, emit = record.attempts[-1], health.emit
     retention = AfterCommits(store, spec.name, folder.id, spec.keep_rules(), emit)
     spool = Spool(folder.path / "spool", spec.spool, spec.when_full)
     collector, found = recovery.collector(
@@ -138,8 +141,10 @@ def _collect(
     started = time.monotonic()
     if watch:
         watcher.start(new=True)
+        health.watch(watcher, collector)
         emit(event("collecting", f"Collecting job {record.name} ({record.id}) from {attempt.output}"))
         cause, code = _wait(stops, watcher, until)
+        health.phase = "collect"
         emit(event("job-over", f"{cause} Storing what is left", cause=cause))
         deadline = time.monotonic() + min(settings.drain_timeout, stops.left)
         _until_quiet(stops, watcher, spec.settle, deadline)
@@ -186,7 +191,7 @@ def _wait(stops: Stops, watcher: Watcher, until: Until) -> tuple[str, int | None
         if until.quiet and quiet is not None and quiet >= until.quiet:
             return f"Nothing was written for {duration(quiet)}.", None
         stops.take()
-        poll.poll(_TICK * 1000 if until.file or until.quiet else None)
+        poll.poll((_TICK if until.file or until.quiet else LONGEST_PAUSE) * 1000)
 
 
 def _until_quiet(stops: Stops, watcher: Watcher, settle: float, deadline: float) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from launcher.checkpoint import formats, reference
+from launcher.checkpoint.formats import torch_save
 from launcher.checkpoint.formats.safetensors import read_header
 from launcher.checkpoint.tree import Tree, read_json
 from launcher.store.store import Store
@@ -18,7 +20,13 @@ from launcher.verify import open_tree
 _CONFIG_LIMIT = 4 << 20
 """Bytes of a JSON file that counts as configuration: a tokenizer's vocabulary is no setting."""
 _NOT_CONFIG = ("trainer_state.json", "tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
-_OTHER_TENSORS = (".bin", ".pt", ".pth", ".ckpt", ".distcp", ".gguf")
+_TORCH = (".bin", ".pt", ".pth", ".ckpt")
+_OTHER_TENSORS = (".distcp", ".gguf")
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32", "int16": "I16",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
+}  # fmt: skip
+"""torch's names to those of safetensors: the same weights in the other format are the same."""
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,15 +76,15 @@ def compare(first: str, second: str, store: Store) -> Difference:
         changed={path: (old[0], new[0]) for path, (old, new) in sizes.changed.items()},
         same=sizes.same,
     )
-    unread = sorted({path for side in (one, other) for path in side.tree.files if path.endswith(_OTHER_TENSORS)})
+    unread: set[str] = set()
     return Difference(
         first=one.label,
         second=other.label,
         files=files,
         config=_changes(_config(one.tree), _config(other.tree)),
-        tensors=_changes(_tensors(one.tree), _tensors(other.tree)),
+        tensors=_changes(_tensors(one.tree, unread), _tensors(other.tree, unread)),
         facts=_changes(one.facts, other.facts),
-        not_compared=tuple(unread),
+        not_compared=tuple(sorted(unread)),
     )
 
 
@@ -129,17 +137,23 @@ def _flat(value: dict[str, Any], prefix: str = "", depth: int = 0) -> dict[str, 
     return found
 
 
-def _tensors(tree: Tree) -> dict[str, Any]:
-    """Tensor name, below its folder, to [dtype, shape]: however the tensors are spread over shards."""
+def _tensors(tree: Tree, unread: set[str]) -> dict[str, Any]:
+    """Tensor name, below its folder, to [dtype, shape]: however a model's tensors are spread over shards. Those of torch.save
+    files that hold other things (optimizers, training states) are named FILE:KEY.KEY. Adds to `unread` what cannot be read."""
     found: dict[str, Any] = {}
     for path in tree.files:
-        if not path.endswith(".safetensors"):
-            continue
         folder = path.rpartition("/")[0]
-        try:
-            header = read_header(tree, path)
-        except (ValueError, OSError):
-            continue
-        for name, (dtype, shape) in header.tensors.items():
-            found[f"{folder}/{name}" if folder else name] = [dtype, list(shape)]
+        prefix = f"{folder}/" if folder else ""
+        tensors: Mapping[str, tuple[str, Sequence[int]]] = {}
+        if path.endswith(".safetensors"):
+            with contextlib.suppress(ValueError, OSError):  # Whether it is damaged, `verify` says.
+                tensors = read_header(tree, path).tensors
+        elif path.endswith(_TORCH) and (value := torch_save.read_object(tree, path)) is not None:
+            tensors = torch_save.named_tensors(value)
+            prefix = prefix if torch_save.is_state_dict(value) else f"{path}:"
+        elif path.endswith((*_TORCH, *_OTHER_TENSORS)):
+            unread.add(path)
+        found |= {
+            f"{prefix}{name}": [_DTYPES.get(dtype, dtype), list(shape)] for name, (dtype, shape) in tensors.items()
+        }
     return found

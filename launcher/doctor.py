@@ -18,12 +18,12 @@ from typing import Literal
 import msgspec
 
 from launcher import secrets
+from launcher.device import interpreter
 from launcher.errors import LauncherError
 from launcher.ids import new_id
 from launcher.inputs.entries import Entries
 from launcher.inputs.protection import PREVENTING, RUNGS, probe
 from launcher.outputs import filesystem
-from launcher.prepare import interpreter
 from launcher.runners.accelerators import detect
 from launcher.settings import Settings
 from launcher.store import layout

@@ -6,6 +6,7 @@ a job that nobody looks at pays nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from launcher import __version__
 from launcher.events import Emit, Event, silent
 from launcher.job.record import JobRecord
+from launcher.job.spec import JobSpec
 from launcher.outputs.collector import Collector
 from launcher.outputs.watcher import LONGEST_PAUSE, Watcher
 from launcher.runners.signals import Signals
@@ -57,6 +59,15 @@ class Health:
             self._fetching = int(event.facts["done"])
         elif event.kind == "input-ready":
             self._fetched, self._fetching = self._fetched + int(event.facts["fetched"]), 0
+
+    def served(self, spec: JobSpec) -> contextlib.AbstractContextManager[object]:
+        """For the time of a block, answers those who look from outside; nothing, where nobody asked for it. Raises
+        LocalResourceError where the port cannot be had."""
+        if not spec.health_port and not spec.heartbeat:
+            return contextlib.nullcontext()
+        from launcher.probes import Probes
+
+        return Probes(self, spec.health_address(), spec.heartbeat)
 
     def watch(self, watcher: Watcher, collector: Collector) -> None:
         """An attempt begins: these are its watcher and its collector."""

@@ -43,7 +43,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     console = Console(form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
-    with _probes(spec, health):
+    with health.served(spec):
         store = Store.open(settings, environ)
         recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
         checked = check(spec, settings, environ, store, console)
@@ -60,15 +60,6 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
         events.close()
         folder.close()
         return outcome
-
-
-def _probes(spec: JobSpec, health: Health) -> contextlib.AbstractContextManager[object]:
-    """What answers those who look from outside; nothing, where nobody asked for it."""
-    if not spec.health_port and not spec.heartbeat:
-        return contextlib.nullcontext()
-    from launcher.probes import Probes
-
-    return Probes(health, spec.health_address(), spec.heartbeat)
 
 
 def _open(
@@ -183,7 +174,11 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             output=prepared.output, emit=emit,
         )  # fmt: skip
     ended = supervise(
-        running, stops, reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace), emit=emit
+        running,
+        stops,
+        reserve=lambda: backlog.reserve(collector.stored, collector.held, spec.grace),
+        on_stop=uploader.hurry,
+        emit=emit,
     )
     ended, left = close(running, ended)
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import os
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from launcher import secrets
+from launcher import device as devices
+from launcher import directories, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
-from launcher.errors import AccessDenied, LauncherError, LocalResourceError, TooFewAccelerators, UsageError
+from launcher.errors import LauncherError, LocalResourceError, UsageError
 from launcher.events import Emit, event, secret_name
 from launcher.inputs import choose, mentions, source
 from launcher.inputs.cache import Held, NodeCache
@@ -29,7 +27,6 @@ from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, identity, torchrun
-from launcher.runners.accelerators import detect
 from launcher.runners.handover import Handover
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
@@ -106,7 +103,7 @@ class Prepared:
 
 def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
     """Everything that can be known before anything long starts. Raises the error of what is wrong."""
-    device, extra = _device(spec, environ, emit)
+    device, extra = devices.choose(spec, environ, emit)
     hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
     commit = ""
     if spec.repository_url:
@@ -114,7 +111,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
-    python = interpreter(environ)
+    python = devices.interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
     elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
     if not spec.repository_url and not elsewhere:
@@ -126,7 +123,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
-    mentions.check(spec.command, chosen, _input_dir(spec, settings, environ), here=spec.runner != "docker")
+    mentions.check(spec.command, chosen, directories.input_dir(spec, settings, environ), here=spec.runner != "docker")
     going_on = [] if spec.resume in RESUME else choose.choose((spec.resume,), store, settings, environ)
     for each in (*chosen, *going_on):
         findings = choose.findings(each, store, settings)
@@ -153,7 +150,7 @@ def prepare(
     """
     cache = NodeCache.open(settings, emit)
     in_container = spec.runner == "docker"
-    input_dir, output = _folders(spec, settings, environ, folder)
+    input_dir, output = directories.find(spec, settings, environ, folder)
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
     provided = provide(
@@ -233,17 +230,19 @@ def of_attempt(
     logs = folder.path / "logs" / f"attempt-{number}"
     logs.mkdir(parents=True, exist_ok=True)
     in_container = spec.runner == "docker"
-    inside = Path(docker.LOGS, logs.name) if in_container else logs
+    inside = Path(docker.LOGS) if in_container else logs
     own = {"LAUNCHER_ATTEMPT": str(number), "LAUNCHER_VERDICT": str(inside / "verdict.json")}
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
     exact = dataclasses.replace(prepared, command=_command(spec, checked, inside), env=kept | own, logs=logs)
     if in_container:
+        # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
+        exact = dataclasses.replace(exact, stop_file=logs / prepared.stop_file.name)
         request = _container(spec, folder, exact, gpus=spec.accels if checked.device.startswith("cuda") else 0)
         return dataclasses.replace(exact, request=request)
     for _, target in exact.mounts:
-        _empty_folder(target)
+        directories.make_empty(target)
     return exact
 
 
@@ -345,11 +344,11 @@ def _writable(
 def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: int) -> dict[str, Any]:
     user, uid, gid = docker.user_of(spec.user)
     if uid is not None and os.geteuid() == 0:
-        for path in (prepared.output, folder.path / "logs"):
-            give(path, uid, gid if gid is not None else -1)
+        for path in (prepared.output, prepared.logs):
+            directories.give(path, uid, gid if gid is not None else -1)
     return docker.plan(
         image=spec.image,
-        name=f"launcher-{folder.id}",
+        name=docker.container_name(folder.id),
         job_id=folder.id,
         command=prepared.command.arguments,
         env=prepared.env,
@@ -357,7 +356,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         inputs=prepared.mounts,
         writable=prepared.protection.views,
         output=prepared.output,
-        folder=str(folder.path),
+        logs=str(prepared.logs),
         agent=torchrun.AGENT,
         user=user,
         network=spec.network,
@@ -365,107 +364,6 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         gpus=gpus,
         secrets=prepared.handover.source if prepared.handover else "",
     )
-
-
-def give(root: str | Path, uid: int, gid: int) -> None:
-    """Makes a user the owner of all that is below a folder; -1 keeps what is."""
-    for parent, folders, files in os.walk(root):
-        for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
-            os.chown(name, uid, gid, follow_symlinks=False)
-
-
-def _input_dir(spec: JobSpec, settings: Settings, environ: Mapping[str, str]) -> str:
-    """The input directory as far as it is known before the job has a folder; empty where it will lie there."""
-    if spec.runner == "docker":
-        return docker.INPUT
-    given = environ.get("FLEXAI_INPUT_CHECKPOINT_DIR", "") or docker.INPUT if spec.runner == "entrypoint" else ""
-    return os.path.abspath(settings.input_dir or given) if settings.input_dir or given else ""
-
-
-def _device(spec: JobSpec, environ: Mapping[str, str], emit: Emit) -> tuple[str, dict[str, str]]:
-    """The device in words, and the variables that keep a job on the CPU where that was chosen."""
-    if spec.runner == "sidecar":
-        return "the job's own container's", {}
-    on_cpu = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    if spec.device == "cpu":
-        return "cpu", on_cpu
-    wrapped = torchrun.command_line(
-        spec.command, accels=spec.accels, launch=spec.launch, python="python", log_dir=""
-    ).wrapped
-    if spec.device == "auto" and not wrapped and spec.accels == 1:
-        return "the command's own choice", {}
-    found = detect(environ)
-    if spec.device != "auto" and found.kind != spec.device:
-        raise TooFewAccelerators(asked=spec.accels, found=0, detail=f"--device {spec.device}; {found.detail}")
-    if found.count == 0 and spec.runner != "entrypoint":
-        processes = "1 process" if spec.accels == 1 else f"{spec.accels} gloo processes"
-        emit(event("cpu-fallback", f"No accelerator here ({found.detail}): running {processes} on the CPU"))
-        # Without it, a Trainer under torchrun on a machine without accelerators trains every rank on its own (measured).
-        return "cpu (no accelerator)", {"ACCELERATE_USE_CPU": "true"}
-    if found.count < spec.accels:
-        hint = "Set LAUNCHER_DEVICE=cpu to run on the CPU." if found.count == 0 else None
-        raise TooFewAccelerators(asked=spec.accels, found=found.count, detail=found.detail, hint=hint)
-    return f"{found.kind} × {spec.accels}", {}
-
-
-def interpreter(environ: Mapping[str, str]) -> str:
-    """The job's own interpreter: the active virtual environment's, else ours if torch is there, else the one on PATH."""
-    if environ.get("VIRTUAL_ENV"):
-        candidate = os.path.join(environ["VIRTUAL_ENV"], "bin", "python")
-        if os.access(candidate, os.X_OK):
-            return candidate
-    if importlib.util.find_spec("torch"):
-        return sys.executable
-    return shutil.which("python3", path=environ.get("PATH")) or sys.executable
-
-
-def _folders(spec: JobSpec, settings: Settings, environ: Mapping[str, str], folder: JobFolder) -> tuple[Path, Path]:
-    """The input and output directory on this machine. In a container's entrypoint the contract's default paths, where they
-    can be made; else in the job folder, so that two jobs of one machine never share them."""
-    entrypoint = spec.runner == "entrypoint"
-    made = []
-    for named, variable, default, own in (
-        (settings.input_dir, "FLEXAI_INPUT_CHECKPOINT_DIR", docker.INPUT, "input-checkpoint"),
-        (settings.output_dir, "FLEXAI_OUTPUT_CHECKPOINT_DIR", docker.OUTPUT, "output-checkpoint"),
-    ):
-        chosen = named or (environ.get(variable) if entrypoint else None)
-        candidates = [chosen] if chosen else [default] if entrypoint else []
-        path = next((Path(each) for each in candidates if _usable(each)), None)
-        if path is None and chosen:
-            raise AccessDenied(what=chosen, cause="the folder cannot be made or written")
-        if path is None:
-            path = folder.path / own
-            path.mkdir(exist_ok=True)
-        made.append(path.absolute())
-    inside, output = Path(os.path.realpath(made[0])), Path(os.path.realpath(made[1]))
-    if inside == output or inside in output.parents:
-        raise UsageError(
-            what=f"The output directory {output} lies in the input directory {inside}, which is read-only.",
-            hint="Choose another LAUNCHER_OUTPUT_DIR or LAUNCHER_INPUT_DIR.",
-        )
-    return inside, made[1]
-
-
-def _usable(path: str) -> bool:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(path, os.W_OK | os.X_OK)
-
-
-def _empty_folder(path: str) -> None:
-    """The mount point. A link at its place (an earlier attempt's) is removed; a folder with content is refused."""
-    try:
-        if os.path.islink(path):
-            os.unlink(path)
-        os.makedirs(path, exist_ok=True)
-        if os.listdir(path):
-            raise LocalResourceError(
-                what=f"The input folder {path} is not empty.", hint="Choose another folder: -C REF=FOLDER."
-            )
-    except OSError as error:
-        raise LocalResourceError(what=f"The input folder {path} cannot be made: {error.strerror}.") from error
 
 
 def _rungs(key: str, asked: str, known: tuple[Rung, ...]) -> tuple[Rung, ...]:

@@ -11,15 +11,19 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from launcher.errors import LocalResourceError
-from launcher.events import event
-from launcher.health import Health
+from launcher.events import Emit, event
 from launcher.job.record import write_atomically
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 TICK = 2.0
 """Seconds between two looks at the parts, and two heartbeats."""
@@ -29,6 +33,26 @@ _CLIENTS = 64
 _REQUEST = 8192
 _STATES = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Error", 503: "Unavailable"}
 _TEXT = "text/plain; charset=utf-8"
+
+
+class Seen(Protocol):
+    """What is looked at, from the thread of the probes: `launcher.health`."""
+
+    emit: Emit
+
+    @property
+    def trouble(self) -> str:
+        """Why the launcher is not well, or nothing."""
+
+    @property
+    def ready(self) -> str:
+        """Why the job does not run, or nothing."""
+
+    def beat(self) -> dict[str, Any]:
+        """The heartbeat's content."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics."""
 
 
 @dataclass
@@ -48,7 +72,7 @@ class Probes:
     that is older than a few of them says that it is not.
     """
 
-    def __init__(self, health: Health, address: tuple[str, int] | None, heartbeat: str) -> None:
+    def __init__(self, health: Seen, address: tuple[str, int] | None, heartbeat: str) -> None:
         self._health = health
         self._heartbeat = heartbeat
         self._said = ""

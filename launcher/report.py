@@ -18,6 +18,7 @@ from launcher import secrets
 from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
+from launcher.directories import give
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
 from launcher.job import restarts
@@ -27,7 +28,6 @@ from launcher.job.record import JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
-from launcher.prepare import give
 from launcher.runners.running import Exit
 from launcher.runners.stopping import Stop, Stops
 from launcher.settings import Settings
@@ -144,9 +144,8 @@ def _next(record: JobRecord, result: Outcome) -> str:
 
 def _in_time(stop: Stop, ended: Exit) -> str:
     """The grace, given and used."""
-    used = min(duration(time.time() - stop.at), duration(stop.deadline - stop.at), key=len)
-    how = "It was killed at the end of its time" if ended.killed else "It ended in time"
-    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {used})."
+    how = "It was killed" if ended.killed else "It ended in time"
+    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {duration(time.time() - stop.at)})."
 
 
 def started(record: JobRecord, emit: Emit) -> None:
@@ -183,17 +182,19 @@ def skipped(reported: list[tuple[str, str]], salvage: list[tuple[str, Judgement]
 
 
 def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
-    """Makes sure that outputs belong to somebody who can remove them: where root starts a container, to root and not to the
-    container's user; where root is in one, to the owner of the folder that was mounted as its output directory."""
+    """Makes sure that outputs belong to somebody who can remove them. Where root starts a container: to root, and not to the
+    container's user. Where root is in one: to the owners of the folders that were mounted as output and data directory."""
     if os.geteuid() != 0:
         return
-    status = os.stat(output)
-    owner = (0, os.getegid()) if spec.runner == "docker" else (status.st_uid, status.st_gid)
-    if spec.runner != "docker" and owner[0] == 0:
-        return
-    with contextlib.suppress(PermissionError):  # This root has no CAP_CHOWN.
+    if spec.runner == "docker":
         for root in (output, folder.path / "logs"):
-            give(root, *owner)
+            give(root, 0, os.getegid())
+        return
+    jobs = folder.path.parents[1]
+    for root, owner in ((Path(output), os.stat(output)), (jobs, os.stat(jobs.parent))):
+        if owner.st_uid:
+            with contextlib.suppress(PermissionError):  # This root has no CAP_CHOWN.
+                give(root, owner.st_uid, owner.st_gid)
 
 
 def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
@@ -287,7 +288,7 @@ def closing(store: Store, record: JobRecord) -> str:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]
     for reference, problem in {each.reference: each.problem for each in attempt.inputs if each.problem}.items():
-        lines.append(f"Input {reference} could not be read: {printable(problem)}")
+        lines.append(f"Input {reference} could not be read whole: {printable(problem)}")
     for each in record.skipped[:8]:
         lines.append(f"Not collected: {printable(str(each['name']))}: {each['reason']}")
     if any(each["kind"] == "salvage" for each in record.skipped):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,34 +97,34 @@ class Evidence:
             cause += f" (rank {first.rank} first)"
         elif self.wrapped and not first and ended.signal and not stopped:
             cause += f": it was torchrun's agent that {_name(ended.signal)} ended, not a rank"
-        code = (
-            code or 128 + signal.SIGTERM
-        )  # It stood still, and ended well when it was told to stop: that is no success.
+        # It stood still, and ended well when it was told to stop: that is no success.
+        code = code or 128 + signal.SIGTERM
         return Verdict(code, number, failure, redact(cause), first.rank if first else None, redact(words.traceback))
 
     def _first(self, code: int | None) -> _Culprit | None:
         """The rank that failed by itself before any other, as far as it can be known; of those with this `code`, if it is given.
 
         A rank failed when it ended, or when it wrote its traceback (an interpreter can take long to end after that, and
-        others end meanwhile because of it). Ranks that only lost their peers come last, and those which torchrun ended or
-        which failed after it had begun to are not looked at.
+        others end meanwhile because of it). Ranks that only lost their peers come last, and those which torchrun ended are
+        not looked at unless they had written their last before that.
         """
         from launcher.job.last_words import last_words
 
+        if not self.wrapped:
+            return None
         try:
-            seen = decode(self.agent.read_bytes(), _Seen)
-        except (OSError, ValueError):
-            return None  # No torchrun, or its agent was ended itself.
+            seen = decode(_tail(self.agent, 0).encode(), _Seen)
+        except ValueError:
+            return None  # Its agent was ended itself.
         found = []
         for each in seen.ranks:
-            log = self.agent.parent / each.log if each.log else self.log
-            words = last_words(each.error) if each.error else last_words(_tail(log, 0 if each.log else self.offset))
-            when = each.ended
-            if words.traceback and each.log:
-                with contextlib.suppress(OSError):
-                    when = min(when, log.stat().st_mtime)
-            if not each.cut or when <= seen.closed:
-                found.append(_Culprit.of(each, words, when))
+            log = self.agent.parent / each.log
+            written = os.path.getmtime(log) if each.log and os.path.exists(log) else each.ended
+            if each.cut and written > seen.closed:
+                continue
+            output = _tail(log, 0, root=self.agent.parent) if each.log else _tail(self.log, self.offset)
+            words = last_words(each.error or output)
+            found.append(_Culprit.of(each, words, min(each.ended, written) if words.traceback else each.ended))
         found = [each for each in found if code is None or each.code == code]
         return min(found, key=lambda each: (each.words.lost_peers, each.when), default=None)
 
@@ -201,11 +201,19 @@ def _name(number: int | None) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
-def _tail(path: Path, offset: int) -> str:
-    """The end of a file, but nothing before `offset`."""
+def _tail(path: Path, offset: int, *, root: Path | None = None) -> str:
+    """The end of a regular file, but nothing before `offset`; empty for anything else, and for what lies outside of `root`.
+
+    A container can write where these files are: a link there must not show it a file of this machine.
+    """
+    if root and Path(os.path.realpath(root)) not in Path(os.path.realpath(path)).parents:
+        return ""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(offset, os.fstat(file.fileno()).st_size - _TAIL))
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return ""
+            file.seek(max(offset, about.st_size - _TAIL))
             return file.read(_TAIL).decode("utf-8", "replace")
     except OSError:
         return ""

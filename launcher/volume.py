@@ -21,16 +21,19 @@ from pathlib import Path
 
 import msgspec
 
+from launcher import attempt as attempts
 from launcher import prepare, resume, secrets
+from launcher.attempt import Job
 from launcher.errors import AccessDenied, LocalResourceError, NoSpace, UsageError
 from launcher.events import Console, JsonLines, Redactor, event, to_all
+from launcher.health import Health
 from launcher.inputs.cache import NodeCache, leases
 from launcher.inputs.choose import Provided
 from launcher.inputs.entries import remove
 from launcher.inputs.view import clone
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, InputRecord, JobRecord, write_atomically
+from launcher.job.record import InputRecord, JobRecord, write_atomically
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.restoring import Output
@@ -55,7 +58,7 @@ def is_prepared(folder: Path) -> bool:
     return (folder / VARIABLES).is_file()
 
 
-def job(volume: Path) -> JobFolder | None:
+def job_of(volume: Path) -> JobFolder | None:
     """The volume's job: it has one."""
     return next(folders.every(str(volume)), None)
 
@@ -88,16 +91,13 @@ def fill(
     emit = to_all(console, events)
     try:
         known = resume.remember(store, folder, record, emit, given=bool(folders.given_id(environ)))
-        attempt = Attempt(
-            number=max([known, *(each.number for each in record.attempts)]) + 1,
-            host=os.uname().nodename,
-            pid=os.getpid(),
-            started=time.time(),
-            output=str(output(volume)),
-        )
-        record.attempts.append(attempt)
+        health = Health(signals, patience=0)
+        job = Job(spec, inside, environ, store, folder, record, checked, stops, health, redactor, emit)
+        job = attempts.same_inputs(job)
+        attempt = attempts.begin(job, earlier=known)
+        attempt.output = str(output(volume))
         nodes = NodeCache.open(inside, emit)
-        provided = prepare.provide(spec, checked, store, folder, nodes, emit, lambda: False, None, stop=stops.check)
+        provided = prepare.provide(spec, job.checked, store, folder, nodes, emit, lambda: False, None, stop=stops.check)
         with leases(each.lease for each in provided if each.lease):
             for each in provided:
                 _place(each, volume / _INPUT, linked=not cache)
@@ -137,7 +137,7 @@ def _job_folder(
     spec: JobSpec, volume: Path, environ: Mapping[str, str], redactor: Redactor
 ) -> tuple[JobFolder, JobRecord]:
     """The volume's job, locked: the one that is there; else the one with the id that is given, or a new one."""
-    found = job(volume)
+    found = job_of(volume)
     if found and (name := found.read().name) != spec.name:
         raise UsageError(
             what=f"The volume {volume} belongs to the job {name!r}.",

@@ -18,7 +18,9 @@ from launcher.cli.training import only_job_options
 @click.option("--until-file", metavar="FILE", help="The job is over when this exists; a number in it is its exit code.")
 @click.option("--until-quiet", metavar="TIME", help="The job is over when nothing was written for so long.")
 @click.option("--name", metavar="NAME", help="The job's name (LAUNCHER_NAME). [the prepared job's, the host's name]")
-@only_job_options("grace", "keep", "settle", "bandwidth", "spool", "when_full", "pickles", "job_file")
+@only_job_options(
+    "grace", "keep", "settle", "bandwidth", "spool", "when_full", "pickles", "health_port", "heartbeat", "job_file"
+)
 @click.pass_context
 def collect(
     ctx: click.Context,
@@ -54,7 +56,7 @@ def collect(
     with catching() as signals:
         settings, environ = current(ctx)
         source = Path(os.path.abspath(folder))
-        prepared = volume.job(source) if volume.is_prepared(source) else None
+        prepared = volume.job_of(source) if volume.is_prepared(source) else None
         default = prepared.read().name if prepared else names.clean(os.uname().nodename or "job")
         spec = specs.load(
             flags | {"name": name, "runner": "sidecar"}, file=job_file, environ=environ, defaults={"name": default}

@@ -42,7 +42,10 @@ def help_topics(topic: str) -> None:
     ]
     click.echo("The exit code is the job's own (128+n where signal n ended it). launcher's own failures:\n")
     print_table(["CODE", "KIND", "RETRY", "MEANING"], sorted(rows, key=lambda row: (int(row[0]), row[1])), empty="")
-    click.echo("\n64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is.")
+    click.echo(
+        "\n64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is. It also has the class of"
+    )
+    click.echo("a failure, the rank that failed first and its traceback; `launcher training inspect NAME` shows them.")
 
 
 @click.command()

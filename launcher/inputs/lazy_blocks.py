@@ -48,8 +48,9 @@ class Unit:
     failures: int = 0
     cause: str = ""
     """Of the last failure, in words."""
-    patience: int = 0
-    """So many failures are borne by the reader who came last: an attempt that began before him does not count."""
+    patience: int = -1
+    """So many failures are borne by the reader who came last: an attempt that began before him does not count. -1: nobody
+    waits."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Blocks:
 
     `timeout`: seconds that a block is tried again without a byte arriving. One that could not be had is tried again when it is
     read again, and where the store did not answer also after all others. `unreadable(path, cause)` is called, from any thread,
-    for each time that somebody waited for it, and where trying again does not help.
+    just before a read fails, and where trying again does not help.
     """
 
     def __init__(
@@ -170,22 +171,28 @@ class Blocks:
         return None
 
     def _done(self, unit: Unit, failure: Exception | None) -> None:
-        if failure and (unit.urgent or not isinstance(failure, StoreUnavailable)):
-            self._unreadable(unit.file.wanted.key.removeprefix(self._prefix), _words(failure))
         with self._lock:
             unit.coming, unit.there = False, failure is None
             if unit.urgent:
                 unit.urgent = False
                 self._urgent -= 1
             if failure:
-                unit.failures, unit.cause = unit.failures + 1, _words(failure)
-                if unit.failures <= unit.patience:
-                    self._hurry([unit], self._queues.waited_for)
-                elif isinstance(failure, StoreUnavailable):
-                    self._queues.rest.append(unit)
+                self._failed(unit, failure)
             else:
                 self._left -= 1
             self._lock.notify_all()
+
+    def _failed(self, unit: Unit, failure: Exception) -> None:
+        unit.failures, unit.cause = unit.failures + 1, _words(failure)
+        if unit.failures <= unit.patience:
+            self._hurry([unit], self._queues.waited_for)
+            return
+        passing = isinstance(failure, StoreUnavailable)
+        if passing:
+            self._queues.rest.append(unit)
+        if unit.patience >= 0 or not passing:
+            self._unreadable(unit.file.wanted.key.removeprefix(self._prefix), unit.cause)
+        unit.patience = -1
 
     def _came(self, count: int) -> None:
         """An OnBytes: lets the downloads go first that somebody waits for."""

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import queue
+import resource
 import socket
 import stat
 import sys
@@ -22,6 +23,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mfusepy
 import msgspec
@@ -45,6 +47,8 @@ _READERS = 256
 
 def main(control: int) -> None:
     """Serves the task on stdin. `control`: the socket over which mounts come."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Every large file is open until its last block has come.
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
     server = _Server(task)
     threading.Thread(target=server.fetch, name="fetch", daemon=True).start()
@@ -135,9 +139,8 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, manifest: Manifest, folder: Path, blocks: Blocks) -> None:
         self.blocks = blocks
-        self._folder = os.open(
-            folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        )  # Also after the entry got its name.
+        # Open, as it gets another name when everything is there.
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._children: dict[str, list[str]] = {"/": [".", ".."]}
         self._attributes: dict[str, dict[str, int]] = {"/": _attributes(stat.S_IFDIR | 0o555, 0, manifest.created)}
         self._total = manifest.size
@@ -151,6 +154,10 @@ class _Tree(mfusepy.Operations):  # type: ignore[misc]
             self._add(parent, self._attributes["/"])
         self._children[parent or "/"].append(name)
         self._attributes[path] = attributes
+
+    def init_with_config(self, connection: Any, config: Any) -> None:
+        """By default the kernel has 12 requests of readers in flight, so that as many that wait held up all others."""
+        connection.max_background = _READERS
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
         try:

@@ -139,7 +139,7 @@ def write_atomically(path: str, data: bytes, *, durable: bool = True) -> None:
     before the rename makes it visible, which can take some hundred milliseconds on a busy disk.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
             view = memoryview(data)

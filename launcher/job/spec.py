@@ -109,7 +109,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     pickles: Literal["allow", "warn", "deny"] = "warn"
     """What to do about a checkpoint, input or collected, whose pickles may run code that no known library writes."""
     health_port: str = ""
-    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: this machine only (127.0.0.1); in an entrypoint 0.0.0.0."""
+    """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: 127.0.0.1; for `entrypoint` and `collect` 0.0.0.0."""
     heartbeat: str = ""
     """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
 
@@ -132,14 +132,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     def health_address(self) -> tuple[str, int] | None:
         """`health_port` as host and port; None where nothing is served. Raises ValueError, which `load` has done before.
 
-        A container's probes come from outside of it, so an entrypoint listens on every address; nobody else does.
+        A container's probes come from outside of it, so an entrypoint and a sidecar listen on every address; nobody else does.
         """
         if not self.health_port:
             return None
         host, _, port = self.health_port.rpartition(":")
         if not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
             raise ValueError(f"{self.health_port!r} is no address; write 9400, 0.0.0.0:9400 or [::]:9400")
-        return host.strip("[]") or ("0.0.0.0" if self.runner == "entrypoint" else "127.0.0.1"), int(port)
+        return host.strip("[]") or ("0.0.0.0" if self.runner in ("entrypoint", "sidecar") else "127.0.0.1"), int(port)
 
 
 RESUME = frozenset({"auto", "never", "same-job"})

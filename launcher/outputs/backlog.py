@@ -10,8 +10,9 @@ from launcher.outputs.uploader import Stored
 from launcher.runners.stopping import Reserve
 from launcher.text import duration, size
 
-_UNKNOWN, _LEAST, _MOST = 1 / 4, 1 / 20, 1 / 2
-"""The part of the grace that storing gets: before anything was stored, at least, and at most."""
+_UNKNOWN, _LEAST, _MOST = 1 / 4, 1 / 20, 1 / 3
+"""The part of the grace that storing gets: before anything was stored, at least, and at most. A save that takes 60 % of the grace
+has its time, whatever storing took: what is saved can be stored later."""
 _SAFETY = 1.5
 """By which factor storing may take longer than it took before."""
 _LAST = 4

@@ -149,8 +149,8 @@ class Uploader:
         return process
 
     def hurry(self) -> None:
-        """The job is over: the uploader need not yield any more. To be called again, as one that was just started may miss
-        it. (Without a privilege, a process that yields cannot take its nice value back.)"""
+        """The job is over, or about to be: the uploader need not yield any more. To be called again, as one that was just
+        started may miss it. (Without a privilege, a process that yields cannot take its nice value back.)"""
         self._task = msgspec.structs.replace(self._task, yields=False)
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/autogroup").write_text("0")

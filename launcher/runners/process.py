@@ -15,10 +15,11 @@ from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs.protection import Protection, program
 from launcher.job.logs import Times
 from launcher.runners import stall
-from launcher.runners.output import Pump, RankLogs
+from launcher.runners.cgroup import Cgroup
+from launcher.runners.output import Pump, RankLogs, wide_pipe
 from launcher.runners.running import Exit
 from launcher.runners.signals import SUSPENDING
-from launcher.runners.tree import Tree, become_subreaper, described
+from launcher.runners.tree import Tree, become_subreaper
 
 
 class Process:
@@ -47,8 +48,8 @@ class Process:
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
-        out_reader, out_writer = os.pipe()
-        err_reader, err_writer = os.pipe()
+        out_reader, out_writer = wide_pipe()
+        err_reader, err_writer = wide_pipe()
         self._fds = [out_reader, err_reader, self._log]
         try:
             self._process = subprocess.Popen(
@@ -63,6 +64,7 @@ class Process:
         finally:
             for fd in (report_writer, out_writer, err_writer):
                 os.close(fd)
+        self._cgroup = Cgroup.around(self._process.pid)
         self._tree = Tree(
             self._process.pid,
             self._process.poll,
@@ -110,8 +112,7 @@ class Process:
             code = self._tree.poll()
             if code is not None:
                 number = -self._process.returncode
-                survivors = tuple(described(pid) for pid in self._tree.members())
-                self._exit = Exit(code, number if number > 0 else None, survivors=survivors)
+                self._exit = Exit(code, number if number > 0 else None)
             elif self._tree.code is not None and not self._lingers:
                 # From now on SIGCHLD and time tell when to look: a pidfd of what has ended is readable for ever.
                 self._lingers = True
@@ -124,6 +125,8 @@ class Process:
         self._tree.signal(number)
 
     def kill(self) -> None:
+        if self._cgroup:
+            self._cgroup.kill()
         self._tree.kill()
 
     def members(self) -> list[int]:
@@ -139,8 +142,9 @@ class Process:
         if self._fds:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
+            patience = 0.1 if self.members() else 2.0  # What outlived SIGKILL never closes its output.
             for pump in self._pumps:
-                pump.join(2.0)
+                pump.join(patience)
             if self._ranks:
                 self._ranks.finish(10.0)
             for fd in (*self._fds, self.fd):
@@ -148,4 +152,6 @@ class Process:
                     os.close(fd)
             self._fds = []
             self._times.close()
+            if self._cgroup:
+                self._cgroup.close()
         return self._tree.left

@@ -81,8 +81,7 @@ class Watched:
         self._killed = self._killed or now
         if now < self._killed + _DYING:
             return None
-        alive = tuple(waiting(self._running.members()))
-        return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, survivors=alive, stalled=self._words)
+        return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, stalled=self._words)
 
     def _all_written(self) -> tuple[int, int]:
         """The length of the job's output so far, and the last change in the output directory (nanoseconds)."""

@@ -18,13 +18,20 @@ _DYING = 2.0
 """Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
 
 
-def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] = Reserve, emit: Emit) -> Exit:
+def supervise(
+    running: Running,
+    stops: Stops,
+    *,
+    reserve: Callable[[], Reserve] = Reserve,
+    on_stop: Callable[[], None] = lambda: None,
+    emit: Emit,
+) -> Exit:
     """Returns how the job ended, at the latest 2 seconds after it was killed.
 
     A stop request is told to the job by the stop file, then by a signal. What it is promised is the grace without what storing
     needs when it has saved once more. It is killed when less is left than storing needs for what waits: as long as nothing
     does, killing it would only lose what it is saving. It is killed at once when SIGTERM, SIGINT or SIGHUP come again. Other
-    signals are passed on as they are.
+    signals are passed on as they are. `on_stop` is called once, when the job has been told.
     """
     poll = select.poll()
     poll.register(running.fd, select.POLLIN)
@@ -39,6 +46,7 @@ def supervise(running: Running, stops: Stops, *, reserve: Callable[[], Reserve] 
             promised = now + seconds
             stops.tell(seconds)
             running.signal(stops.request.told)
+            on_stop()
             emit(_asked(stops.request, seconds, max(stops.left - seconds, 0.0)))
         if (ended := running.poll()) is not None:
             return dataclasses.replace(ended, killed=killed > 0)

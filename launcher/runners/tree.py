@@ -104,9 +104,10 @@ class Tree:
             (os.kill if self._single_child else os.killpg)(self.pid, number)
 
     def kill(self) -> None:
-        """Ends all of it at once."""
+        """Ends all of it at once. May be called again, for what it starts meanwhile."""
         self._killed = self._killed or time.monotonic()
-        _send(self.members(), signal.SIGKILL)
+        for pid in self.members():
+            _kill(pid)
 
     def _over(self) -> bool:
         """After the main process's end: whether nothing is left, or nothing that could be ended."""
@@ -117,7 +118,7 @@ class Tree:
             return True
         now = time.monotonic()
         if self._killed:
-            _send(found, signal.SIGKILL)
+            self.kill()
             return now > self._killed + _DYING
         if not self._asked:
             work = sum(ticks for _, ticks in found.values())
@@ -200,14 +201,6 @@ def descendants(spared: Collection[int] = ()) -> list[int]:
     return list(_processes(spared))
 
 
-def described(pid: int) -> str:
-    """A process in words: name, id and state (D: in an uninterruptible wait)."""
-    state = "gone"
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        state = file.read().rpartition(")")[2].split()[0]
-    return f"{name(pid)} ({pid}, state {state})"
-
-
 def name(pid: int) -> str:
     """The command name of a process."""
     try:
@@ -215,6 +208,30 @@ def name(pid: int) -> str:
             return file.read().strip()
     except OSError:
         return "?"
+
+
+def _kill(pid: int) -> None:
+    """SIGKILL to a process, if it is below this one: the descriptor stays with the process that is looked at, whoever gets its
+    id when it ends meanwhile."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        fd = os.pidfd_open(pid)
+        try:
+            if _is_below(pid):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+
+
+def _is_below(pid: int) -> bool:
+    """Whether a process is a descendant of this one."""
+    me = os.getpid()
+    while pid not in (0, me):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                pid = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return pid == me
 
 
 def _send(pids: Iterable[int], *numbers: int) -> None:

@@ -3,7 +3,6 @@ collected, and the exit code is the job's. The containers of the table run side 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import uuid
@@ -57,6 +56,7 @@ class Ended:
     output: str
     checkpoints: list[str]
     owners: set[int]
+    """Of every folder and, but for the job's record, every file."""
 
 
 @pytest.fixture
@@ -84,11 +84,13 @@ def run(
     own = store.with_name(f"store-{uuid.uuid4().hex[:8]}")
     shutil.copytree(store, own)
     subprocess.run(["chmod", "-R", "a+rwX", own], check=True)
-    output = own.with_name(f"{own.name}-output")
-    output.mkdir()
-    output.chmod(0o777)
+    output, data = own.with_name(f"{own.name}-output"), own.with_name(f"{own.name}-data")
+    for each in (output, data):
+        each.mkdir()
+        each.chmod(0o777)
     if owner is not None:
-        subprocess.run(["chown", "-R", str(owner), own, output], check=True)
+        subprocess.run(["chown", "-R", str(owner), own, output, data], check=True)
+        flags = (*flags, "--volume", f"{data}:/var/lib/launcher")
     variables = {"LAUNCHER_STORE": "/store", "LAUNCHER_NAME": "job", "LAUNCHER_CHECKPOINT": "base"} | env
     given = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
     done = images.docker(
@@ -97,8 +99,9 @@ def run(
     )  # fmt: skip
     found = Launcher(store.parent / "host", LAUNCHER_STORE=str(own)).json("checkpoint", "list")
     names = sorted(each["metadata"]["name"] for each in found if each["metadata"]["name"] != "base")
-    new = [path for path in (*own.rglob("*"), *output.rglob("*")) if path.lstat().st_uid != os.geteuid()]
-    return Ended(done.returncode, done.stdout + done.stderr, names, {path.lstat().st_uid for path in new})
+    folders = {each.lstat().st_uid for top in (own, output, data) for each in (top, *top.rglob("*")) if each.is_dir()}
+    files = {each.lstat().st_uid for top in (own, output) for each in top.rglob("*")}
+    return Ended(done.returncode, done.stdout + done.stderr, names, folders | files)
 
 
 def test_every_flag(engine: str, job_image: str, store: Path) -> None:

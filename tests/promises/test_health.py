@@ -35,7 +35,8 @@ echo started; wait_for save; cp -r "$GO/model" "$FLEXAI_OUTPUT_CHECKPOINT_DIR/ch
 
 
 def get(url: str) -> tuple[int, str]:
-    """The status and the text of a page."""
+    """The status and the text of a page. Not as often as one could ask: the job and its uploader need the processors."""
+    time.sleep(0.1)
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.status, answer.read().decode()
@@ -162,10 +163,33 @@ def test_a_hung_uploader_shows_and_so_does_its_recovery(launcher: Launcher, tmp_
         time.sleep(2.5)
         assert heartbeat.stat().st_mtime_ns == written, "nothing beats while it is not well"
         os.kill(pid, signal.SIGCONT)
-        eventually(lambda: get(f"{url}/healthz")[0] == 200, "it is well again")
+        eventually(lambda: get(f"{url}/healthz")[0] == 200, "it is well again", 180)
         eventually(lambda: stored(metrics(url)), "it is stored", 180)
     events = [json.loads(line)["kind"] for line in (launcher.job("watched") / "events.jsonl").read_text().splitlines()]
-    assert events.count("health-lost") == events.count("health-back") == 1
+    # (More than once on a machine so busy that for five seconds the uploader, which is nice, does not get a hundredth of one.)
+    assert events.count("health-lost") == events.count("health-back") >= 1
+
+
+def test_a_sidecar_is_seen_as_well(launcher: Launcher, tmp_path: Path) -> None:
+    save_trainer(tmp_path / "model", 1, 7)
+    output = tmp_path / "output"
+    output.mkdir()
+    words = ("--name", "side", "--until-file", tmp_path / "over", "--health-port", "127.0.0.1:0", "--settle", "0.2s")
+    process = launcher.start("collect", "--watch", output, *words)
+    try:
+        assert process.stdout
+        line = next(line for line in process.stdout if "Health at" in line)
+        url = line.split("Health at ")[1].split("/healthz")[0]
+        eventually(lambda: get(f"{url}/readyz") == (200, "ok\n"), "it watches", 180)
+        subprocess.run(["cp", "-r", tmp_path / "model", output / "checkpoint-7"], check=True)
+        found = eventually(lambda: stored(m := metrics(url)) and m, "it is stored", 180)
+        assert found["launcher_step_stored"] == 7 and found["launcher_phase:run"] == 1
+        (tmp_path / "over").write_text("0")
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_it_takes_one_thread_and_nothing_where_nobody_asked(launcher: Launcher, tmp_path: Path) -> None:
@@ -228,6 +252,7 @@ def test_a_heartbeat_that_cannot_be_written_is_a_warning(launcher: Launcher, tmp
         ("9400", "entrypoint", ("0.0.0.0", 9400)),
         ("10.0.0.1:80", "process", ("10.0.0.1", 80)),
         ("[::]:9400", "entrypoint", ("::", 9400)),
+        ("0", "sidecar", ("0.0.0.0", 0)),
         ("", "entrypoint", None),
     ],
 )

@@ -70,3 +70,49 @@ def test_a_container_that_stands_still_is_ended(engine: str, launcher: Launcher)
     launcher(*words, "--", "sh", "-c", "trap 'exit 9' TERM; echo one; while :; do sleep 1; done", code=9)
     result = launcher.result("still")
     assert result["failure"] == "hang" and "no processor time (" in result["cause"]
+
+
+def test_a_container_cannot_show_files_of_this_machine_by_its_logs(
+    engine: str, folder: Path, launcher: Launcher
+) -> None:
+    """As the ranks' logs, the agent's verdict and the job's log it plants links to a file that only this machine has."""
+    launcher.env["DOCKER_HOST"] = engine
+    canary = folder.parent / f"{folder.name}-canary"
+    canary.write_text("canary-4711\n")
+    (folder / "plant.py").write_text(
+        "import json, os, signal, sys, time\n"
+        "canary, logs = sys.argv[1], '/run/launcher/logs'\n"
+        "if os.environ['RANK'] == '1': time.sleep(300)\n"
+        "for there in ('job.log', '../job.log', 'job.times'):\n"
+        "    try: os.symlink(canary, f'{logs}/{there}')\n"
+        "    except OSError as error: print(there, error)\n"
+        "os.makedirs(f'{logs}/x/attempt_0/7'); os.makedirs(f'{logs}/y/attempt_0/8')\n"
+        "os.symlink(canary, f'{logs}/x/attempt_0/7/stderr.log')\n"
+        "os.mkfifo(f'{logs}/y/attempt_0/8/stdout.log')\n"
+        "up = '../' * 20 + canary\n"
+        "rank = {'rank': 0, 'pid': 1, 'code': 5, 'ended': 1.0, 'cut': False, 'error': '', 'log': up}\n"
+        "with open(f'{logs}/verdict.json', 'w') as file: json.dump({'closed': 0.0, 'ranks': [rank]}, file)\n"
+        "time.sleep(3)\n"
+        "os.kill(os.getppid(), signal.SIGKILL)\n"
+    )
+    try:
+        for how, code in (("link", 137), ("verdict", 5)):
+            words = [
+                "training",
+                "run",
+                "plant",
+                "--runner",
+                "docker",
+                "--image",
+                BASE,
+                "--device",
+                "cpu",
+                "--accels",
+                "2",
+            ]
+            output = launcher(*words, "--", "plant.py", canary, how, code=code, cwd=folder)
+            kept = [path.read_text(errors="replace") for path in launcher.job("plant").glob("*.json*")]
+            kept += [path.read_text(errors="replace") for path in (launcher.home / "data/store").rglob("*.log")]
+            assert kept and not any("canary-4711" in text for text in (output, *kept))
+    finally:
+        canary.unlink()

@@ -8,8 +8,10 @@ data; whole where the last one ends exactly at the file's end. Nothing is unpick
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
+from collections.abc import Iterator
 
 from launcher.checkpoint import archive, pickles, symbols
 from launcher.checkpoint.judgement import Context, Judgement, judged
@@ -30,6 +32,7 @@ _STORAGES = {
 """Storage class to (bytes of a value, dtype)."""
 _TENSORS = frozenset({"_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_tensor_v3", "_rebuild_qtensor"})
 _VISITS = 1_000_000
+_DEPTH = 16
 
 
 def is_torch(tree: Tree, path: str) -> bool:
@@ -132,17 +135,64 @@ def tensors(value: object) -> tuple[int, str | None]:
     """Parameters and the dtype of most of them, of the tensors in a read object."""
     counts: dict[str, int] = {}
     for each in _walk(value):
-        if not isinstance(each, Call) or not isinstance(each.callee, Name) or each.callee.name not in _TENSORS:
-            continue
-        arguments = each.arguments if isinstance(each.arguments, tuple) else ()
-        if len(arguments) < 3 or not isinstance(arguments[0], Persistent) or not isinstance(arguments[2], tuple):
-            continue
-        identifier, shape = arguments[0].id, arguments[2]
-        kind = identifier[1] if isinstance(identifier, tuple) and len(identifier) > 1 else None
-        dtype = _STORAGES.get(kind.name if isinstance(kind, Name) else "", (0, ""))[1]
-        if dtype and all(isinstance(side, int) and 0 <= side < 1 << 48 for side in shape) and len(shape) <= 16:
+        if found := _tensor(each):
+            dtype, shape = found
             counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
     return sum(counts.values()), max(counts, key=lambda dtype: counts[dtype], default=None)
+
+
+def named_tensors(value: object) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of each tensor in a read object, by its keys joined with dots: a state dictionary's by their names."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    pending: list[tuple[str, object, int]] = [("", value, 0)]
+    left = _VISITS
+    while pending:
+        path, each, depth = pending.pop()
+        if tensor := _tensor(each):
+            found[path] = tensor
+        elif depth < _DEPTH:
+            inside = list(itertools.islice(_parts(each), left))
+            left -= len(inside)
+            pending += [
+                (f"{path}.{key}" if path and key != "" else path or str(key), part, depth + 1) for key, part in inside
+            ]
+    return found
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether the values of a dictionary are tensors: a model saved by itself."""
+    pairs = value if isinstance(value, Mapping) else value.items if isinstance(value, Call) else []
+    return bool(pairs) and all(
+        isinstance(item, Call) and isinstance(item.callee, Name) and item.callee.name.startswith("_rebuild")
+        for _, item in pairs
+    )
+
+
+def _tensor(value: object) -> tuple[str, tuple[int, ...]] | None:
+    """Dtype and shape, where this is what makes a tensor."""
+    if not isinstance(value, Call) or not isinstance(value.callee, Name) or value.callee.name not in _TENSORS:
+        return None
+    arguments = value.arguments if isinstance(value.arguments, tuple) else ()
+    if len(arguments) < 3 or not isinstance(arguments[0], Persistent) or not isinstance(arguments[2], tuple):
+        return None
+    identifier, shape = arguments[0].id, arguments[2]
+    kind = identifier[1] if isinstance(identifier, tuple) and len(identifier) > 1 else None
+    dtype = _STORAGES.get(kind.name if isinstance(kind, Name) else "", (0, ""))[1]
+    right = len(shape) <= 16 and all(isinstance(side, int) and 0 <= side < 1 << 48 for side in shape)
+    return (dtype, shape) if dtype and right else None
+
+
+def _parts(value: object) -> Iterator[tuple[str | int, object]]:
+    """What lies in a value, by its key; what has none, such as the tensor of a parameter, by an empty one."""
+    if isinstance(value, Call):
+        for part in (Mapping(value.items), value.state):
+            yield from _parts(part) if isinstance(part, Mapping) else ()
+        if isinstance(value.callee, Name) and value.callee.name == "_rebuild_parameter":
+            yield from (("", each) for each in (value.arguments if isinstance(value.arguments, tuple) else ())[:1])
+    elif isinstance(value, Mapping):
+        yield from ((key, item) for key, item in value if isinstance(key, (str, int)))
+    elif isinstance(value, (list, tuple)):
+        yield from enumerate(value)
 
 
 def _walk(value: object) -> list[object]:
@@ -192,7 +242,7 @@ class TorchSave:
             step = step if step is not None else number(value, "step", "global_step", "iteration")
             epoch = epoch if epoch is not None else number(value, "epoch")
             model = next((found for key in _MODEL if (found := symbols.get(value, key)) is not None), None)
-            if model is None and not _is_state_dict(value):
+            if model is None and not is_state_dict(value):
                 continue
             count, kind = tensors(value if model is None else model)
             parameters, dtype = parameters + count, dtype or kind
@@ -222,12 +272,3 @@ def number(value: object, *keys: str) -> int | float | None:
         if isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < 1 << 62:
             return found
     return None
-
-
-def _is_state_dict(value: object) -> bool:
-    """Whether the values of a dictionary are tensors: a model saved by itself."""
-    pairs = value if isinstance(value, Mapping) else value.items if isinstance(value, Call) else []
-    return bool(pairs) and all(
-        isinstance(item, Call) and isinstance(item.callee, Name) and item.callee.name.startswith("_rebuild")
-        for _, item in pairs
-    )

@@ -19,16 +19,16 @@ def stored(sent: int, seconds: float) -> Stored:
         (
             [],
             0,
-            Reserve(5, 25),
+            Reserve(6, 30),
         ),  # Nothing is known: the job is promised three quarters, and has all while nothing waits.
-        ([], 1000, Reserve(25, 25)),
-        ([stored(1000, 10)], 0, Reserve(5, 15)),  # 100 B/s and half as much again.
+        ([], 1000, Reserve(30, 30)),
+        ([stored(1000, 10)], 0, Reserve(6, 15)),  # 100 B/s and half as much again.
         ([stored(1000, 10)], 1000, Reserve(15, 30)),
-        ([stored(1000, 10)], 10**6, Reserve(50, 50)),
-        ([stored(1000, 0.1)], 1000, Reserve(5, 5)),
-        ([stored(10, 20), stored(1000, 10), stored(1000, 20)], 0, Reserve(5, 15)),  # The best rate counts.
-        ([stored(1000, 10), stored(0, 5)], 0, Reserve(5, 15)),  # Nothing sent, nothing measured.
+        ([stored(1000, 10)], 10**6, Reserve(40, 40)),
+        ([stored(1000, 0.1)], 1000, Reserve(6, 6)),
+        ([stored(10, 20), stored(1000, 10), stored(1000, 20)], 0, Reserve(6, 15)),  # The best rate counts.
+        ([stored(1000, 10), stored(0, 5)], 0, Reserve(6, 15)),  # Nothing sent, nothing measured.
     ],
 )
-def test_of_a_hundred_seconds(before: list[Stored], waiting: int, expected: Reserve) -> None:
-    assert reserve(before, waiting, 100.0) == expected
+def test_of_two_minutes(before: list[Stored], waiting: int, expected: Reserve) -> None:
+    assert reserve(before, waiting, 120.0) == expected

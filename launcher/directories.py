@@ -1,0 +1,77 @@
+"""The folders of the contract on this machine: where the job finds its input, and where it writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.errors import AccessDenied, LocalResourceError, UsageError
+from launcher.job.folder import JobFolder
+from launcher.job.spec import JobSpec
+from launcher.runners import docker
+from launcher.settings import Settings
+
+
+def input_dir(spec: JobSpec, settings: Settings, environ: Mapping[str, str]) -> str:
+    """The input directory as far as it is known before the job has a folder; empty where it will lie there."""
+    if spec.runner == "docker":
+        return docker.INPUT
+    given = environ.get("FLEXAI_INPUT_CHECKPOINT_DIR", "") or docker.INPUT if spec.runner == "entrypoint" else ""
+    return os.path.abspath(settings.input_dir or given) if settings.input_dir or given else ""
+
+
+def find(spec: JobSpec, settings: Settings, environ: Mapping[str, str], folder: JobFolder) -> tuple[Path, Path]:
+    """The input and output directory on this machine. In a container's entrypoint the contract's default paths, where they
+    can be made; else in the job folder, so that two jobs of one machine never share them."""
+    entrypoint = spec.runner == "entrypoint"
+    made = []
+    for named, variable, default, own in (
+        (settings.input_dir, "FLEXAI_INPUT_CHECKPOINT_DIR", docker.INPUT, "input-checkpoint"),
+        (settings.output_dir, "FLEXAI_OUTPUT_CHECKPOINT_DIR", docker.OUTPUT, "output-checkpoint"),
+    ):
+        chosen = named or (environ.get(variable) if entrypoint else None)
+        candidates = [chosen] if chosen else [default] if entrypoint else []
+        path = next((Path(each) for each in candidates if _usable(each)), None)
+        if path is None and chosen:
+            raise AccessDenied(what=chosen, cause="the folder cannot be made or written")
+        if path is None:
+            path = folder.path / own
+            path.mkdir(exist_ok=True)
+        made.append(path.absolute())
+    inside, output = Path(os.path.realpath(made[0])), Path(os.path.realpath(made[1]))
+    if inside == output or inside in output.parents:
+        raise UsageError(
+            what=f"The output directory {output} lies in the input directory {inside}, which is read-only.",
+            hint="Choose another LAUNCHER_OUTPUT_DIR or LAUNCHER_INPUT_DIR.",
+        )
+    return inside, made[1]
+
+
+def _usable(path: str) -> bool:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(path, os.W_OK | os.X_OK)
+
+
+def make_empty(path: str) -> None:
+    """The mount point. A link at its place (an earlier attempt's) is removed; a folder with content is refused."""
+    try:
+        if os.path.islink(path):
+            os.unlink(path)
+        os.makedirs(path, exist_ok=True)
+        if os.listdir(path):
+            raise LocalResourceError(
+                what=f"The input folder {path} is not empty.", hint="Choose another folder: -C REF=FOLDER."
+            )
+    except OSError as error:
+        raise LocalResourceError(what=f"The input folder {path} cannot be made: {error.strerror}.") from error
+
+
+def give(root: str | Path, uid: int, gid: int) -> None:
+    """Makes a user the owner of all that is below a folder; -1 keeps what is."""
+    for parent, folders, files in os.walk(root):
+        for name in (parent, *(os.path.join(parent, each) for each in (*folders, *files))):
+            os.chown(name, uid, gid, follow_symlinks=False)
