@@ -209,11 +209,9 @@ def test_a_stop_in_the_first_moments_of_pid_1(launcher: Launcher, blocked: bool,
     kept = {}
     for moment in (0.0, 0.01, 0.03, 0.1, 0.3):
         command = ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child", *start, PROGRAM, "entrypoint", *flags]
-        process = subprocess.Popen(
-            [*command, "--", "sleep", "10" if blocked else "1"],
-            env=environment() if plain else launcher.env,
-            stderr=subprocess.DEVNULL,
-        )
+        words = [*command, "--", "sleep", "10" if blocked else "1"]
+        env = environment() if plain else launcher.env
+        process = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
         pid = until(lambda process=process: tree(process.pid))[0]
         # From the moment that `env` has blocked it; without, from the start of Python.
         until(lambda pid=pid: blocks_term(pid) if blocked else b"launcher" in Path(f"/proc/{pid}/cmdline").read_bytes())
