@@ -16,7 +16,9 @@ from launcher import push
 from launcher.errors import NoSpace
 from launcher.inputs.cache import NodeCache, changes
 from launcher.store.store import Store
+from launcher.transfer.bulk import Wanted, download
 from launcher.transfer.digest import BLOCK
+from launcher.transfer.local import LocalStore
 from launcher.transfer.places import open_place
 from tests.campaigns.transfers import campaign
 from tests.support.cli import ROOT
@@ -56,6 +58,33 @@ def test_the_memory_of_a_download_is_bounded(s3_server: S3Server, tmp_path: Path
         done = subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, text=True, timeout=240)
     print(f"peak: {int(done.stdout) >> 10} MiB")
     assert int(done.stdout) >> 10 <= 128
+
+
+def test_every_file_is_synced_after_its_last_byte_and_read_only_after_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = LocalStore(str(tmp_path / "store"))
+    sizes = {f"f{number:03d}": 1000 + number for number in range(300)} | {"empty": 0, "large": 2 * BLOCK + 1}
+    for name, size in sizes.items():
+        (tmp_path / "source").write_bytes(os.urandom(size))
+        place.upload(str(tmp_path / "source"), name, lambda count: None)
+    synced: dict[int, tuple[int, int]] = {}
+    sync = os.fsync
+
+    def watched(fd: int) -> None:
+        sync(fd)
+        status = os.fstat(fd)
+        synced[status.st_ino] = status.st_mtime_ns, status.st_mode & 0o777
+
+    monkeypatch.setattr(os, "fsync", watched)
+    (tmp_path / "down").mkdir()
+    wanted = [Wanted(name, size, str(tmp_path / "down" / name)) for name, size in sizes.items()]
+    download(place, wanted, threads=8, timeout=20, on_bytes=lambda count: None)
+    for each in wanted:
+        status = os.stat(each.destination)
+        assert synced[status.st_ino] == (status.st_mtime_ns, 0o644), "written to or closed before its sync"
+        assert status.st_mode & 0o777 == 0o444 and status.st_size == each.size
+    print(f"{len(synced)} files, each synced before it was made read-only")
 
 
 @pytest.fixture
