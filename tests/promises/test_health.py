@@ -170,6 +170,17 @@ def test_a_hung_uploader_shows_and_so_does_its_recovery(launcher: Launcher, tmp_
     assert events.count("health-lost") == events.count("health-back") >= 1
 
 
+def test_what_was_fetched_counts_and_what_the_cache_had_does_not(launcher: Launcher, tmp_path: Path) -> None:
+    save_trainer(tmp_path / "base", 1, 7)
+    launcher("checkpoint", "push", "base", "--file", tmp_path / "base")
+    total = sum(path.stat().st_size for path in (tmp_path / "base").iterdir())
+    for expected in (total, 0):
+        with running(launcher, tmp_path, "-C", "base") as (_, url):
+            assert metrics(url)["launcher_download_bytes_total"] == expected
+        for each in ("save", "end"):
+            (tmp_path / each).unlink()
+
+
 def test_a_sidecar_is_seen_as_well(launcher: Launcher, tmp_path: Path) -> None:
     save_trainer(tmp_path / "model", 1, 7)
     output = tmp_path / "output"
