@@ -144,9 +144,8 @@ def _next(record: JobRecord, result: Outcome) -> str:
 
 def _in_time(stop: Stop, ended: Exit) -> str:
     """The grace, given and used."""
-    used = min(duration(time.time() - stop.at), duration(stop.deadline - stop.at), key=len)
-    how = "It was killed at the end of its time" if ended.killed else "It ended in time"
-    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {used})."
+    how = "It was killed" if ended.killed else "It ended in time"
+    return f"{how} (grace {duration(stop.deadline - stop.at)}, used {duration(time.time() - stop.at)})."
 
 
 def started(record: JobRecord, emit: Emit) -> None:

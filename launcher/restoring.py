@@ -40,6 +40,8 @@ from launcher.transfer import digest as digests
 _UNTOLD = frozenset({"torch-save", "numpy", "unknown"})
 """Formats that do not tell what a job could go on from: the script that wrote them knows."""
 _STAGE = "resume"
+_CLOCKS = 60.0
+"""Seconds by which a file server's clock may be behind this machine's, when a file's age tells whose it is."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Output:
         begins at the beginning, and `everything` that is a checkpoint goes)."""
         attempt = self.record.attempts[-1]
         place = self.folder.path / "salvage" / f"attempt-{attempt.number}"
-        since = min([self.record.created, *(each.started for each in self.record.attempts)]) - 1
+        since = min([self.record.created, *(each.started for each in self.record.attempts)]) - _CLOCKS
         spared = {os.path.realpath(each.root) for each in captures.load(self.spool)}
         for each in (self.path, *self.watch):
             if not os.path.isdir(each):

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ LOGS = "/run/launcher/logs"
 PYTHON = "python3"
 _PIDS = 32768
 _NOBODY = 65534
+_ANSWER, _REMOVAL = 2.0, 60.0
+"""Seconds to wait for the engine: for its answer, and for the removal of a container that has ended."""
 
 
 def user_of(asked: str) -> tuple[str, int | None, int | None]:
@@ -176,6 +178,7 @@ class Container:
         self._client = client
         self._container: Any = None
         self._exit: Exit | None = None
+        self._killed = False
         self._failure = ""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
@@ -244,10 +247,22 @@ class Container:
         return self._exit
 
     def signal(self, number: int) -> None:
-        from docker.errors import DockerException
+        self._ask(lambda: self._container.kill(signal=number), _ANSWER)
 
-        with contextlib.suppress(DockerException):
-            self._container.kill(signal=number)
+    def _ask(self, request: Callable[[], None], seconds: float) -> bool:
+        """Asks the engine for something, and waits so long for its answer; returns whether it came. An engine that does not
+        answer, or a container that cannot be ended, must not keep the launcher beyond its time."""
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        def run() -> None:
+            with contextlib.suppress(DockerException, RequestException):
+                request()
+
+        thread = threading.Thread(target=run, name="engine", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        return not thread.is_alive()
 
     def members(self) -> list[int]:
         return []
@@ -271,11 +286,9 @@ class Container:
         return []
 
     def kill(self) -> None:
-        self.signal(9)
+        self._killed = self._killed or self._ask(lambda: self._container.kill(signal=9), _ANSWER)
 
     def close(self) -> list[str]:
-        from docker.errors import DockerException
-
         left = []
         if self._secrets:
             self._secrets.take_back()
@@ -284,9 +297,9 @@ class Container:
                 self._threads[0].join(5.0)
             if self._ranks:
                 self._ranks.finish(10.0)
-            with contextlib.suppress(DockerException):
-                self._container.remove(force=True, v=True)
-            self._container = None
+            container, self._container = self._container, None
+            if not self._ask(lambda: container.remove(force=True, v=True), _REMOVAL if self._exit else _ANSWER):
+                left.append(f"the container {container.name}, which the engine does not end")
             for fd in (self._log, self.fd, self._ended):
                 os.close(fd)
             self._times.close()

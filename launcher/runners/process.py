@@ -15,7 +15,8 @@ from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs.protection import Protection, program
 from launcher.job.logs import Times
 from launcher.runners import stall
-from launcher.runners.output import Pump, RankLogs
+from launcher.runners.cgroup import Cgroup
+from launcher.runners.output import Pump, RankLogs, wide_pipe
 from launcher.runners.running import Exit
 from launcher.runners.signals import SUSPENDING
 from launcher.runners.tree import Tree, become_subreaper
@@ -47,8 +48,8 @@ class Process:
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._times = Times(log)
-        out_reader, out_writer = os.pipe()
-        err_reader, err_writer = os.pipe()
+        out_reader, out_writer = wide_pipe()
+        err_reader, err_writer = wide_pipe()
         self._fds = [out_reader, err_reader, self._log]
         try:
             self._process = subprocess.Popen(
@@ -63,6 +64,7 @@ class Process:
         finally:
             for fd in (report_writer, out_writer, err_writer):
                 os.close(fd)
+        self._cgroup = Cgroup.around(self._process.pid)
         self._tree = Tree(
             self._process.pid,
             self._process.poll,
@@ -123,6 +125,8 @@ class Process:
         self._tree.signal(number)
 
     def kill(self) -> None:
+        if self._cgroup:
+            self._cgroup.kill()
         self._tree.kill()
 
     def members(self) -> list[int]:
@@ -148,4 +152,6 @@ class Process:
                     os.close(fd)
             self._fds = []
             self._times.close()
+            if self._cgroup:
+                self._cgroup.close()
         return self._tree.left

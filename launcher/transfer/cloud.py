@@ -7,6 +7,7 @@ Credentials are the usual ones of each cloud: AWS_* variables, instance, contain
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import time
@@ -94,16 +95,31 @@ class CloudStore:
         self._is_s3 = self.url.startswith(("s3:", "s3a:"))
         if self._is_s3 and "credential_provider" not in given:
             common |= _aws(environ)
+        self._common, self._from_url = common, store.from_url
+        self._summed = self._is_s3
+        """Whether small objects go with their SHA-256."""
         try:
-            # Files: the engine goes on where a body was cut. Small objects: every try is ours to count (see `create`).
-            self._store = store.from_url(self.url, retry_config=engine_config(timeout), **common)
-            once = common | {"retry_config": engine_config(timeout) | {"max_retries": 0}}
-            self._plain = store.from_url(self.url, **once)
-            self._small = store.from_url(self.url, **once, checksum_algorithm="sha256") if self._is_s3 else self._plain
+            # Every try is ours to count (see `create`).
+            self._small = self._engine(checksum_algorithm="sha256") if self._is_s3 else self._plain
         except (exceptions.BaseError, ValueError) as error:
             raise SettingsError(what=f"The store URL {url} cannot be used: {_cause(error)}") from error
         self._keys = _keys(common, environ) if self._is_s3 else None
         self._uploads: Uploads | None = None
+
+    def _engine(self, *, retries: bool = False, **options: Any) -> Any:
+        """An engine; each takes some 6 ms of CPU to make, so they are made when they are needed."""
+        config = engine_config(self._timeout) | ({} if retries else {"max_retries": 0})
+        return self._from_url(self.url, retry_config=config, **self._common, **options)
+
+    @functools.cached_property
+    def _plain(self) -> Any:
+        """For servers without checksums."""
+        return self._engine()
+
+    @functools.cached_property
+    def _going_on(self) -> Any:
+        """For files: the engine itself tries again, and goes on where a body was cut."""
+        return self._engine(retries=True)
 
     def create_once(self, key: str, body: bytes) -> None:
         with self._errors(key):
@@ -133,8 +149,9 @@ class CloudStore:
         try:
             self._obstore.put(self._small, key, body, use_multipart=False, **options)
         except self._exceptions.BaseError as error:
-            if self._small is self._plain or "NotImplemented" not in str(error):
+            if not self._summed or "NotImplemented" not in str(error):
                 raise
+            self._summed = False
             self._small = self._plain
             self._obstore.put(self._small, key, body, use_multipart=False, **options)
 
@@ -177,7 +194,7 @@ class CloudStore:
                 call(once, self._timeout)
             else:
                 with self._errors(key):
-                    self._obstore.put(self._store, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
+                    self._obstore.put(self._going_on, key, parts(), chunk_size=_SINGLE_PUT, max_concurrency=_PARTS)
         return Moved(hasher.size, hasher.digest, hasher.blocks)
 
     def _own_uploads(self) -> Uploads | None:
@@ -247,7 +264,7 @@ class CloudStore:
         if not url or time.monotonic() - since > _SIGNED / 2:
             try:
                 with self._errors(key):
-                    url = self._obstore.sign(self._store, "GET", key, timedelta(seconds=_SIGNED))
+                    url = self._obstore.sign(self._small, "GET", key, timedelta(seconds=_SIGNED))
             except (StoreError, AccessDenied, ValueError):
                 self._can_sign = False
                 return ""
@@ -258,7 +275,7 @@ class CloudStore:
         with self._errors(source_key):
             if self._obstore.head(self._small, source_key)["size"] > _LARGEST_COPY:
                 raise StoreUnsupported(store=self.url, cause=f"{source_key} is larger than one request can copy")
-            self._obstore.copy(self._store, source_key, target_key)
+            self._obstore.copy(self._going_on, source_key, target_key)
 
     def settle(self, prefix: str) -> None:
         """An object store answers only when the object is durable."""

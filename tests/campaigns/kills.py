@@ -54,6 +54,14 @@ class Figures:
     """Seconds from the launcher's death to the end of the last of its processes."""
     violations: list[str] = field(default_factory=list)
 
+    def add(self, other: Figures) -> None:
+        """Counts another's rounds too."""
+        self.rounds += other.rounds
+        self.killed += other.killed
+        for name in ("too_early", "recovers_killed", "stored", "by_recover", "whole"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.violations += other.violations
+
     def text(self) -> str:
         """The table's line."""
         rounds = ", ".join(f"{self.rounds[each]} {each} ({self.killed[each]} killed)" for each in TARGETS)

@@ -103,7 +103,7 @@ def test_files_go_up_and_down_with_the_digest_of_their_bytes(place: ObjectStore,
         assert download(place, [again], threads=4, timeout=20, on_bytes=moved.append) == [down]
         assert target.read_bytes() == data
         assert place.read("d/file.bin", 5, 10) == data[5:15]
-        place.delete(["d/file.bin", "d/never-was"])
+        place.delete(["d/never-was", "d/file.bin", "d/nor-this"])
         with pytest.raises(Missing):
             place.get("d/file.bin")
         assert list(place.list("d/")) == []

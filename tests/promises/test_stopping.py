@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -250,3 +251,39 @@ def test_the_end_is_on_time_whatever_a_rank_does(kind: str) -> None:
         pytest.skip(str(error))
     print(kind, figures.text(3))
     assert not figures.violations, figures.violations
+
+
+FORKS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+for _ in range(3):
+    os.fork()
+while True:  # Each leaves a child behind and goes on as it: no list of processes is true for long.
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.001)
+"""
+
+
+def test_a_job_that_forks_faster_than_one_can_look_is_ended_whole(launcher: Launcher, tmp_path: Path) -> None:
+    script = tmp_path / "forks"
+    script.write_text(f"#!{sys.executable}\n{FORKS}")
+    script.chmod(0o755)
+    process = launcher.start("training", "run", "forks", "--grace", "10m", "--", script)
+    seen = until(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    seen += until(process, "a second signal ends it now")
+    process.send_signal(signal.SIGTERM)
+    seen += finish(process)
+    mark = f"LAUNCHER_JOB_ID={launcher.job('forks').name}".encode()
+    left = [path for path in Path("/proc").glob("[0-9]*/environ") if mark in _content(path)]
+    print(f"exit {process.returncode}, {len(left)} processes left")
+    assert process.returncode in (0, 137) and not left, seen
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

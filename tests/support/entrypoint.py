@@ -14,7 +14,6 @@ from typing import Any
 from tests.support.cli import PROGRAM
 
 PLACES = {"child": [], "PID 1": ["unshare", "--fork", "--pid", "--mount-proc", "--kill-child"]}
-MINUTE = float(os.environ.get("MINUTE", 60))
 BLOCKED = ["env", "--block-signal=TERM,INT,HUP"]
 """As the images' ENTRYPOINT starts it."""
 
@@ -31,12 +30,12 @@ class Entrypoint:
     def __init__(self, process: subprocess.Popen[bytes], pid: int) -> None:
         self.process, self.pid = process, pid
 
-    def line(self) -> str:
+    def line(self, seconds: float = 60) -> str:
         """The next line of the command's output; empty at its end."""
         assert self.process.stdout
         fd, line = self.process.stdout.fileno(), b""
         while not line.endswith(b"\n"):
-            assert select.select([fd], [], [], MINUTE)[0], "no line in a minute"
+            assert select.select([fd], [], [], seconds)[0], "no line in time"
             if not (byte := os.read(fd, 1)):
                 break
             line += byte

@@ -1,0 +1,85 @@
+"""The job's output arrives whole and as it came, whatever happens to those who read it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from launcher.runners.output import Pump, RankLogs, write_all
+
+
+def followed(folder: Path, *pieces: bytes) -> bytes:
+    """What comes out for the pieces that a rank writes one after the other."""
+    log = folder / "run" / "attempt_0" / "0"
+    log.mkdir(parents=True)
+    out = os.open(folder / "out", os.O_RDWR | os.O_CREAT)
+    null = os.open(os.devnull, os.O_WRONLY)
+    with open(log / "stdout.log", "wb", buffering=0) as file:
+        logs = RankLogs(folder, 1, out, out, null)
+        for piece in pieces:
+            file.write(piece)
+            time.sleep(0.15)
+        logs.finish(60)
+    os.close(out)
+    os.close(null)
+    return (folder / "out").read_bytes()
+
+
+def test_lines_of_ranks_are_marked_and_progress_bars_stay(tmp_path: Path) -> None:
+    text = followed(tmp_path, b"one\ntwo\r\nthree", b" more\n", b"\r 1%\r 2%", b"\r100%\nend")
+    lines = [b"one\n", b"two\r\n", b"three more\n", b"\r", b" 1%\r", b" 2%\r", b"100%\n", b"end\n"]
+    assert text == b"".join(b"[rank0]: " + line for line in lines)
+
+
+def test_a_line_that_never_ends_does_not_pile_up(tmp_path: Path) -> None:
+    text = followed(tmp_path, b"x" * (20 << 20))
+    assert text.count(b"x") == 20 << 20 and text.count(b"[rank0]: ") < 25
+
+
+def test_a_reader_that_goes_away_stops_neither_the_job_nor_the_log(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    source, job = os.pipe()
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    pump = Pump(source, writer, log)
+    os.close(reader)
+    for _ in range(100):
+        os.write(job, b"line\n" * 1000)
+    os.close(job)
+    assert pump.join(60)
+    assert (tmp_path / "log").stat().st_size == 500_000
+    for fd in (source, writer, log):
+        os.close(fd)
+
+
+def test_a_stdout_that_somebody_made_non_blocking_loses_nothing() -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETFL, fcntl.fcntl(writer, fcntl.F_GETFL) | os.O_NONBLOCK)
+    data = os.urandom(2 << 20)
+    sinks = [writer]
+    thread = threading.Thread(target=write_all, args=(data, sinks))
+    thread.start()
+    came = b""
+    while len(came) < len(data):
+        came += os.read(reader, 1 << 16)
+    thread.join()
+    assert came == data and sinks == [writer]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_full_disk_costs_what_does_not_fit_and_nothing_later(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        return
+    script = (
+        'mount -t tmpfs -o size=1m none . && exec "$0" -c \''
+        'import os; from launcher.runners.output import write_all; f = os.open("log", os.O_WRONLY | os.O_CREAT);'
+        'sinks = [f]; write_all(b"x" * (2 << 20), sinks); os.ftruncate(f, 0); os.lseek(f, 0, 0);'
+        'write_all(b"after", sinks); print(open("log").read())\''
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, sys.executable], cwd=tmp_path, capture_output=True)
+    assert done.stdout == b"after\n", done.stderr
