@@ -20,16 +20,10 @@ from launcher.runners.terminal import Terminal
 from launcher.runners.tree import TICK, Tree, become_subreaper
 
 _OPTIONS = ("--grace", "--rewrite", "--single-child")
-<<<<<<< HEAD
-_VARIABLES = frozenset({"LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT"})
-_OF_IMAGES = {"LAUNCHER_DEVICE": "cpu"}
-"""What our images set themselves: asks for nothing."""
-=======
 _VARIABLES = frozenset(
     {"LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT", "LAUNCHER_DEVICE"}
 )
 """Those of its own options, and what says how a job would be run, not that one is (images set the device)."""
->>>>>>> init
 _FOLDERS = {
     "FLEXAI_INPUT_CHECKPOINT_DIR": "/input-checkpoint",
     "FLEXAI_OUTPUT_CHECKPOINT_DIR": "/output-checkpoint",
@@ -48,13 +42,8 @@ def request(words: Sequence[str], environ: Mapping[str, str]) -> Request | None:
     """The plain init's part of `entrypoint`'s words, or None where the main job is to run, or to say what is wrong.
 
     The init is plain when LAUNCHER_STORE is `none`; and when nothing at all asks for the main job: no option but those of
-<<<<<<< HEAD
-    signals, no other LAUNCHER_* or FLEXAI_* variable (but LAUNCHER_DEVICE=cpu, which our image sets), no configuration file,
-    nothing mounted at the input, output or data folder, and a command that torchrun would not start (`script.py`, `-m module`).
-=======
     signals, no other LAUNCHER_* or FLEXAI_* variable (the device apart), no configuration file, nothing mounted at the input,
     output or data folder, and a command that torchrun would not start (`script.py`, `-m module`).
->>>>>>> init
     """
     if "--" not in words:
         return None

@@ -56,6 +56,12 @@ dist.destroy_process_group()
 """
 
 
+RESUMED = """
+import os
+print("going on from", os.path.basename(os.environ["LAUNCHER_RESUME_CHECKPOINT"]))
+"""
+
+
 class Broken(Exception):
     """A promise that does not hold: what was found."""
 
@@ -208,8 +214,42 @@ def out_of_memory(machine: Machine) -> str:
     """The verdict names the accelerator's memory."""
     machine.run("oom", "--", machine.script("oom", OUT_OF_MEMORY), code=1)
     outcome = machine.outcome("oom")
-    require("OutOfMemory" in outcome["cause"] or outcome.get("failure") == "oom", outcome)
+    require(outcome["failure"] == "oom" and "OutOfMemory" in outcome["traceback"], outcome)
     return f"{outcome['cause'][:110]}; {free_within(5):.1f} s until free"
+
+
+def stopped_and_continued(machine: Machine) -> str:
+    """SIGTERM to a Trainer that saves when it is told to; then the same job's next attempt goes on from what it saved."""
+    process = machine.launcher.start(
+        "training",
+        "run",
+        "saves",
+        "--accels",
+        str(machine.count),
+        "--grace",
+        "60s",
+        "--",
+        "examples/stopping/trainer.py",
+    )
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            if "training" in line.split():
+                break
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    require(process.returncode == 143, f"{process.returncode}: {text[-500:]}")
+    names = machine.collected("saves")
+    require(len(names) == 1, names)
+    step = int(names[0].rpartition("-")[2])
+    env = {"LAUNCHER_JOB_ID": machine.launcher.job("saves").name}
+    words = ("--accels", str(machine.count), "--", machine.script("resumed", RESUMED))
+    text = machine.run("saves", *words, **env)
+    require(f"going on from checkpoint-{step}" in text, text[-500:])
+    return f"exit code 143, checkpoint-{step} stored and found by the next attempt"
 
 
 def ends(machine: Machine) -> str:
@@ -245,7 +285,7 @@ def ends(machine: Machine) -> str:
 
 
 ROWS: list[Callable[[Machine], str]] = [
-    detection, too_few, fine_tuning, continuing, sharded, in_a_container, out_of_memory, ends,
+    detection, too_few, fine_tuning, continuing, sharded, in_a_container, out_of_memory, stopped_and_continued, ends,
 ]  # fmt: skip
 
 

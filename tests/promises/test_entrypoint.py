@@ -30,11 +30,7 @@ SH = ["sh", "-c", ":"]
         (["--", *SH], {}, True),
         (["--single-child", "--rewrite", "TERM:INT", "--rewrite=HUP:0", "--grace", "5s", "--", *SH], {}, True),
         (["--", *SH], {"LAUNCHER_GRACE": "2m", "LAUNCHER_SINGLE_CHILD": "true", "LAUNCHER_REWRITE": "TERM:INT"}, True),
-<<<<<<< HEAD
-        (["--", *SH], {"LAUNCHER_DEVICE": "cpu"}, True),
-=======
         (["--", *SH], {"LAUNCHER_DEVICE": "cpu", "LAUNCHER_LOG_FORMAT": "json"}, True),
->>>>>>> init
         (["--", "torchrun", "train.py"], {}, True),
         (["--", "python", "-c", "pass"], {}, True),
         (["--", *SH], {"LAUNCHER_CHECKPOINT": "base"}, False),
