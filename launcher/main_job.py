@@ -180,9 +180,10 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         on_stop=uploader.hurry,
         emit=emit,
     )
+    stop = stops.request  # One that comes from now on finds no job to stop.
     ended, left = close(running, ended)
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.
-    verdict = evidence.judge(ended, stopped=stops.request is not None, redact=job.redactor.text)
+    verdict = evidence.judge(ended, stopped=stop is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     over = stops.patience()
@@ -205,6 +206,6 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         stops.within(lambda: report.store_outputs(store, record, prepared.output, emit))
     steps = [step for step in (resumed.step, *(each.step for each in collector.stored)) if step is not None]
     return report.outcome(
-        record, ended, verdict, spool=prepared.spool, stop=stops.request, pending=pending, left=left, changed=changed,
+        record, ended, verdict, spool=prepared.spool, stop=stop, pending=pending, left=left, changed=changed,
         last_step_seen=watcher.last_step, last_step_committed=max(steps, default=None),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from launcher.cli.context import current
+from launcher.cli.context import current, leave
 from launcher.cli.training import job_options
 from launcher.errors import UsageError
 
@@ -57,4 +57,4 @@ def entrypoint(
                 defaults={"name": names.clean(os.uname().nodename or "job")},
             )
             signals.drop(spec.dropped())
-            return main_job.run(spec, settings, environ, signals).code
+            leave(main_job.run(spec, settings, environ, signals).code)

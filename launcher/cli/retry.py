@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.context import current
+from launcher.cli.context import current, leave
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | Non
                 "is the same with everything typed again.",
             )
         environ = {key: value for key, value in environ.items() if key != "LAUNCHER_ATTEMPT"}
-        return main_job.run(spec, settings, environ | {"LAUNCHER_JOB_ID": folder.id}, signals).code
+        leave(main_job.run(spec, settings, environ | {"LAUNCHER_JOB_ID": folder.id}, signals).code)
 
 
 def _hidden(spec: JobSpec) -> Iterator[str]:

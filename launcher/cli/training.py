@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from launcher.cli.context import current, json_option, open_store, print_json, print_table
+from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table
 from launcher.cli.logs import logs
 from launcher.cli.retry import retry
 
@@ -112,7 +112,7 @@ def _run(
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
             spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
             signals.drop(spec.dropped())
-            return main_job.run(spec, settings, environ, signals).code
+            leave(main_job.run(spec, settings, environ, signals).code)
 
 
 def _run_command(kind: str) -> click.Command:

@@ -16,6 +16,8 @@ from launcher.text import duration
 
 _DYING = 2.0
 """Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
+_LATE = 0.5
+"""Seconds until a process counts as one that outlived the job: an uploader that is just being started is not known yet."""
 
 
 def supervise(
@@ -64,7 +66,9 @@ def supervise(
 def close(running: Running, ended: Exit) -> tuple[Exit, list[str]]:
     """Ends what is left of the job (see `Running.close`). Returns how it ended, with the processes that outlived SIGKILL and
     where each of them waits, and what could be ended, in words."""
-    left, alive = running.close(), running.members()
+    left, until = running.close(), time.monotonic() + _LATE
+    while (alive := running.members()) and time.monotonic() < until:
+        time.sleep(0.02)
     gone = [each for each in left if not any(f"({pid})" in each for pid in alive)]
     return dataclasses.replace(ended, survivors=tuple(waiting(alive))), gone
 

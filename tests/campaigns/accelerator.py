@@ -294,6 +294,9 @@ def main() -> int:
     broken = 0
     try:
         machine = Machine(home)
+        if not machine.count:
+            print("torch sees no accelerator here: there is nothing to try.")
+            return 1
         print(f"{machine.count} accelerator(s): {', '.join(machine.names)}; torch {version('torch')}")
         model = [
             sys.executable,

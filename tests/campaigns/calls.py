@@ -94,9 +94,9 @@ def count_calls(launcher: Launcher) -> Calls:
 
 
 def campaign(count: int, seed: int, *, workers: int = 2) -> tuple[Figures, Calls]:
-    """Runs the rounds. Returns the figures, and the calls over which they were spread."""
+    """Runs the rounds; Ctrl-C ends it early. Returns the figures, and the calls over which the rounds were spread."""
     home = Path(tempfile.mkdtemp(prefix="launcher-calls-"))
-    figures, lock = Figures(), threading.Lock()
+    figures, lock, ended = Figures(), threading.Lock(), threading.Event()
     try:
         launcher = Launcher(home, LAUNCHER_STORE_TIMEOUT="60s")
         place = open_place(str(home / "data" / "store"), timeout=60, environ=launcher.env)
@@ -104,6 +104,8 @@ def campaign(count: int, seed: int, *, workers: int = 2) -> tuple[Figures, Calls
         calls = count_calls(launcher)
 
         def one(number: int) -> None:
+            if ended.is_set():
+                return
             own = Figures()
             CallRound(launcher, Store(place, timeout=60), number, seed, own, calls).run()
             with lock:
@@ -111,7 +113,11 @@ def campaign(count: int, seed: int, *, workers: int = 2) -> tuple[Figures, Calls
                 figures.compared += 1
 
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(one, range(count)))
+            rounds = pool.map(one, range(count))
+            try:
+                list(rounds)
+            except KeyboardInterrupt:
+                ended.set()
     finally:
         subprocess.run(["chmod", "-R", "u+w", home], check=False)
         shutil.rmtree(home, ignore_errors=True)

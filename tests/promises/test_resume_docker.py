@@ -31,7 +31,9 @@ def test_a_container_goes_on(launcher: Launcher, engine: str, target: str) -> No
     assert "goes on from life/checkpoint-" in output
     assert record(launcher)["attempts"][-1]["resumed_step"] >= 3
     assert losses(launcher) == steady_writer.expected(SEED, STEPS)
-    assert len(names(launcher)) == len(set(names(launcher))) == STEPS
+    # What a container without its launcher rotates away, until the uploader or the next start ends it, nobody collects.
+    assert len(names(launcher)) == len(set(names(launcher))) and f"checkpoint-{STEPS}" in names(launcher)
+    assert target == "launcher" or len(names(launcher)) == STEPS
     left = subprocess.run(
         ["docker", "ps", "--all", "--quiet", "--filter", f"name={name}"], env=launcher.env, capture_output=True
     )

@@ -115,3 +115,5 @@ def test_a_job_that_was_never_started_leaves_none(docker: Launcher, tmp_path: Pa
     assert not (docker.job("j") / "secrets").exists()
     assert "no name of a variable" in docker(*words, "-S", "a-b=wandb", "--", "true", code=64)
     docker(*words, "--", "no-such-program", code=127)
+    again = 'test -n "$WANDB_API_KEY" || exit 9; test "$LAUNCHER_ATTEMPT" = 2 || exit 3'
+    docker(*words, "--max-restarts", "1", "--retry-on", "3", "--", "sh", "-c", again)

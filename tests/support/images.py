@@ -30,10 +30,6 @@ def job_image(address: str) -> str:
     with open(HOME / "job_image.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if docker(address, "image", "inspect", tag).returncode != 0:
-            for each in docker(
-                address, "images", "--format", "{{.Repository}}:{{.Tag}}", "launcher-test"
-            ).stdout.split():
-                docker(address, "rmi", each)  # Of other states of the sources; one in use stays.
             build(address, "--base", BASE, "--device", "cpu", "--tag", tag)
     return tag
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import Preempted
+from launcher.runners.agent import Stopping
 from launcher.runners.signals import Signals, catching
 from launcher.runners.stopping import Stops
 
@@ -93,3 +94,23 @@ def test_a_further_signal_ends_work_after_the_job_and_the_first_does_not(signals
     signal.raise_signal(signal.SIGINT)
     assert over()
     assert not stops.patience()()  # Of the next piece of work, from now on.
+
+
+@pytest.mark.parametrize(
+    ("stopped", "codes", "expected"),
+    [
+        (0, [], 0),
+        (0, [42, -15], 42),
+        (0, [-11, 1], 139),
+        (15, [], 143),  # All saved and ended well: still no run that has finished.
+        (15, [-15, 143], 143),
+        (15, [143, 85], 85),  # A code of the script's own, such as "requeue me".
+        (15, [-9, -15], 137),
+        (2, [-2, 130], 130),
+        (2, [1, -2], 1),
+    ],
+)
+def test_the_agents_code_after_a_stop(stopped: int, codes: list[int], expected: int) -> None:
+    stopping = Stopping()
+    stopping.signal = stopped
+    assert stopping.code(codes) == expected
