@@ -142,9 +142,10 @@ def _parent(pid: int) -> int:
 
 
 def campaign(kind: str, count: int, *, grace: float, seed: int, slack: float) -> Figures:
-    """All rounds of a kind. `slack`: seconds that the launcher may need after the grace."""
+    """All rounds of a kind; Ctrl-C ends them, with the figures so far. `slack`: seconds that the launcher may need after the
+    grace."""
     figures = Figures()
-    with tempfile.TemporaryDirectory(prefix="survivors-") as home:
+    with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="survivors-") as home:
         for number in range(count):
             one(Path(home), kind, number, grace=grace, seed=seed, slack=slack, figures=figures)
     return figures

@@ -19,7 +19,7 @@ from tests.campaigns import quick_writer
 from tests.support.watching import Watching, eventually, read, save_trainer, state_of
 
 FILES = list(quick_writer.content(1, 1))
-TORCH = quick_writer._torch("model", {"w": b"x" * 5000})
+TORCH = quick_writer.torch_file("model", {"w": b"x" * 5000})
 
 
 def tensors(value: bytes = b"x" * 1000) -> bytes:

@@ -10,6 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from launcher.job.logs import Times
 from launcher.runners.output import Pump, RankLogs, write_all
 
 
@@ -20,11 +23,14 @@ def followed(folder: Path, *pieces: bytes) -> bytes:
     out = os.open(folder / "out", os.O_RDWR | os.O_CREAT)
     null = os.open(os.devnull, os.O_WRONLY)
     with open(log / "stdout.log", "wb", buffering=0) as file:
-        logs = RankLogs(folder, 1, out, out, null)
+        (folder / "job.log").touch()
+        times = Times(folder / "job.log")
+        logs = RankLogs(folder, 1, out, out, null, times)
         for piece in pieces:
             file.write(piece)
             time.sleep(0.15)
         logs.finish(60)
+    times.close()
     os.close(out)
     os.close(null)
     return (folder / "out").read_bytes()
@@ -45,13 +51,15 @@ def test_a_reader_that_goes_away_stops_neither_the_job_nor_the_log(tmp_path: Pat
     reader, writer = os.pipe()
     source, job = os.pipe()
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    pump = Pump(source, writer, log)
+    times = Times(tmp_path / "log")
+    pump = Pump(source, writer, log, times)
     os.close(reader)
     for _ in range(100):
         os.write(job, b"line\n" * 1000)
     os.close(job)
     assert pump.join(60)
     assert (tmp_path / "log").stat().st_size == 500_000
+    times.close()
     for fd in (source, writer, log):
         os.close(fd)
 
@@ -74,7 +82,7 @@ def test_a_stdout_that_somebody_made_non_blocking_loses_nothing() -> None:
 
 def test_a_full_disk_costs_what_does_not_fit_and_nothing_later(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        return
+        pytest.skip("only root may mount")
     script = (
         'mount -t tmpfs -o size=1m none . && exec "$0" -c \''
         'import os; from launcher.runners.output import write_all; f = os.open("log", os.O_WRONLY | os.O_CREAT);'
