@@ -93,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: Seconds = 3600.0
     """How long the launcher stores what the job left, after the job has ended."""
     transfer_threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
-    """Files in flight at the same time."""
+    """Requests in flight at the same time, at most: how many they are finds itself."""
     transfer_memory: Bytes = 256 << 20
     """What the process may take, about, while it uploads: it bounds the parts of large files that are in flight."""
     result_file: str = ""

@@ -46,10 +46,10 @@ def logs(
     for rank in ranks:
         if not 0 <= rank < count:
             raise NotFoundError(what=f"Job {name} has no rank {rank}: it has {count}, the first is 0.")
-    start, end = 0, None
+    start = 0
     if attempt is not None:
         try:
-            start, end = reading.span(record.attempts, attempt)
+            start, _ = reading.span(record.attempts, attempt)
         except KeyError:
             known = ", ".join(str(each.number) for each in record.attempts) or "none yet"
             raise NotFoundError(what=f"Job {name} has no attempt {attempt}; there is {known}.") from None
@@ -58,13 +58,20 @@ def logs(
             start = max(start, reading.since(log, reading.moment(since, time.time())))
         except ValueError as error:
             raise UsageError(what=f"--since: {error}.") from error
+
+    def grows() -> bool:
+        return follow and folder.running()
+
+    def ends() -> int | None:
+        return None if attempt is None else reading.span(folder.read().attempts, attempt)[1]
+
     pieces = reading.read(
         log,
         start=start,
-        end=end,
+        ends=ends,
         ranks=frozenset(ranks) if count > 1 else (),
         tail=tail,
-        grows=folder.running if follow else lambda: False,
+        grows=grows,
     )
     out = sys.stdout.buffer
     try:

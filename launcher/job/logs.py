@@ -94,13 +94,13 @@ def read(
     log: Path,
     *,
     start: int = 0,
-    end: int | None = None,
+    ends: Callable[[], int | None] = lambda: None,
     ranks: Collection[int] = (),
     tail: int | None = None,
     grows: Callable[[], bool] = lambda: False,
     pause: float = 0.1,
 ) -> Iterator[bytes]:
-    """The log from `start` to `end`, in pieces, as it came. It need not be there yet.
+    """The log from `start`, in pieces, as it came. It need not be there yet. `ends`: where to end, once that is known.
 
     `ranks`: only their lines; the mark of a single one is left out. `tail`: of what is there, only the last lines. `grows`:
     whether more may come; it is asked every `pause` seconds, and an empty piece says that all of what is there was given.
@@ -109,7 +109,7 @@ def read(
     fd = None
     rest = b""
     while True:
-        more = grows()
+        more, end = grows(), ends()
         if fd is None:
             try:
                 fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
@@ -120,7 +120,7 @@ def read(
             if tail is not None:
                 size = os.fstat(fd).st_size
                 start, tail = _back(fd, start, min(end or size, size), tail, keep), None
-            while data := os.pread(fd, _BLOCK if end is None else min(_BLOCK, end - start), start):
+            while data := os.pread(fd, _BLOCK if end is None else min(_BLOCK, max(end - start, 0)), start):
                 start += len(data)
                 if not ranks:
                     yield data

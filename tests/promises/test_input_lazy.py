@@ -78,6 +78,7 @@ class Rig:
     def __init__(self, folder: Path, env: dict[str, str], proxy: FaultProxy) -> None:
         self.launcher = Launcher(folder / "home", **env | {"AWS_ENDPOINT_URL": proxy.endpoint})
         self.proxy = proxy
+        self.jobs: list[Job] = []
 
     def words(self, name: str, script: str, *more: str) -> list[str]:
         return ["training", "run", name, "-C", "base", "--input-mode", "lazy", *more, "--", "sh", "-c", script]
@@ -86,7 +87,8 @@ class Rig:
         return self.launcher(*self.words(name, script, *more), code=code, timeout=DEADLINE)
 
     def start(self, name: str, script: str) -> Job:
-        return Job(self.launcher.start(*self.words(name, script)))
+        self.jobs.append(Job(self.launcher.start(*self.words(name, script))))
+        return self.jobs[-1]
 
     def data_requests(self) -> int:
         """Requests for files of the checkpoint that no rule met."""
@@ -163,6 +165,10 @@ def rig(tmp_path: Path, pushed: dict[str, str]) -> Iterator[Rig]:
     with FaultProxy(pushed["AWS_ENDPOINT_URL"]) as proxy:
         it = Rig(tmp_path, pushed, proxy)
         yield it
+        for job in it.jobs:  # Of a test that failed.
+            if job.process.poll() is None:
+                job.process.terminate()
+                job.end()
     mounts = Path("/proc/self/mounts").read_text()
     assert str(tmp_path) not in mounts, "a mount is left"
 

@@ -157,9 +157,10 @@ def test_one_attempt_of_several(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "job.log").write_bytes(b"aaa\nbbb\nccc\nccc\n")
     for number, text in ((1, b"aaa\n"), (2, b"bbb\n"), (3, b"ccc\nccc\n")):
         start, end = logs.span(attempts, number)
-        assert b"".join(logs.read(tmp_path / "job.log", start=start, end=end)) == text
-        last = b"".join(logs.read(tmp_path / "job.log", start=start, end=end, tail=1))
+        assert b"".join(logs.read(tmp_path / "job.log", start=start, ends=lambda end=end: end)) == text
+        last = b"".join(logs.read(tmp_path / "job.log", start=start, ends=lambda end=end: end, tail=1))
         assert last == text[-4:]
+    assert b"".join(logs.read(tmp_path / "job.log", start=9, ends=lambda: 4)) == b""
     with pytest.raises(KeyError):
         logs.span(attempts, 4)
     script = 'echo "it is $LAUNCHER_ATTEMPT"; test $LAUNCHER_ATTEMPT = 3 || exit 3'
@@ -170,6 +171,24 @@ def test_one_attempt_of_several(launcher: Launcher, tmp_path: Path) -> None:
     every = launcher("training", "logs", "j")
     assert [line[-1] for line in every.splitlines() if line.startswith("it is")] == ["1", "2", "3"]
     assert "no attempt 4; there is 1, 2, 3" in launcher("training", "logs", "j", "--attempt", "4", code=66)
+
+
+def test_following_one_attempt_ends_with_it(launcher: Launcher, tmp_path: Path) -> None:
+    launcher.env["GO"] = str(tmp_path)
+    script = "echo began; until [ -e $GO/$LAUNCHER_ATTEMPT ]; do sleep 0.05; done; exit 3"
+    job = launcher.start(
+        "training", "run", "j", "--max-restarts", "1", "--retry-on", "3", "--", "sh", "-c", script
+    )  # fmt: skip
+    try:
+        eventually(lambda: any((launcher.home / "data/jobs/j").glob("*/logs/job.log")), "the log")
+        reader = following(launcher, "--attempt", "1")
+        assert reader.stdout and reader.stdout.readline() == "began\n"
+        (tmp_path / "1").touch()
+        assert reader.communicate(timeout=120)[0].count("began") == 0 and reader.returncode == 0
+        assert job.poll() is None, "the second attempt runs on"
+    finally:
+        (tmp_path / "2").touch()
+        job.communicate(timeout=120)
 
 
 def test_a_log_that_grows_is_read_as_it_grows(tmp_path: Path) -> None:

@@ -187,12 +187,16 @@ def failing(job: Launcher, steps: str, *words: str, code: int = 0) -> str:
     )  # fmt: skip
 
 
+def resumed_steps(job: Launcher) -> list[int | None]:
+    return [each.get("resumed_step") for each in record(job)["attempts"]]
+
+
 def test_two_failures_from_one_checkpoint_and_the_one_before_it_is_taken(job: Launcher) -> None:
     finish(job, steps=4)
-    text = failing(job, "4", "--max-restarts", "3")
-    steps = [each.get("resumed_step") for each in record(job)["attempts"]]
-    print("went on from", steps)
-    assert steps == [None, 4, 4, 3]
+    failing(job, "4", "--max-restarts", "1", code=3)
+    text = failing(job, "4")
+    print("went on from", resumed_steps(job))
+    assert resumed_steps(job) == [None, 4, 4, 3]
     assert "Moved aside: checkpoint-4" in text, "the library would have taken it"
     assert "passed over" in text
     assert losses(job) == steady_writer.expected(SEED, STEPS)
@@ -201,16 +205,18 @@ def test_two_failures_from_one_checkpoint_and_the_one_before_it_is_taken(job: La
 
 def test_it_never_goes_back_for_ever(job: Launcher) -> None:
     finish(job, steps=4)
-    failing(job, "1,2,3,4", "--max-restarts", "7", code=3)
-    steps = [each.get("resumed_step") for each in record(job)["attempts"]]
-    print("went on from", steps)
-    assert steps == [None, 4, 4, 3, 3, 2, 2, 4, 4]
+    for _ in range(8):
+        failing(job, "1,2,3,4", code=3)
+    print("went on from", resumed_steps(job))
+    assert resumed_steps(job) == [None, 4, 4, 3, 3, 2, 2, 4, 4]
 
 
 def test_from_its_only_checkpoint_it_fails_twice_and_begins_anew(job: Launcher) -> None:
     finish(job, steps=1)
-    text = failing(job, "1", "--max-restarts", "3")
-    assert [each.get("resumed_step") for each in record(job)["attempts"]] == [None, 1, 1, None]
+    for _ in range(2):
+        failing(job, "1", code=3)
+    text = failing(job, "1")
+    assert resumed_steps(job) == [None, 1, 1, None]
     assert "begins at the beginning" in text
     assert losses(job) == steady_writer.expected(SEED, STEPS)
 
@@ -267,7 +273,7 @@ def test_never_and_a_reference_and_the_same_name(launcher: Launcher) -> None:
 
 
 def test_only_one_launcher_has_a_job(job: Launcher) -> None:
-    process = start(job)
+    process = start(job, steps=100_000)
     until(lambda: journal(job), "the start")
     output = finish(job, code=64)
     assert "running already" in output and f"process {process.pid} on {os.uname().nodename}" in output
@@ -310,7 +316,7 @@ def test_recover_all_with_events_also_where_the_job_folders_were_moved(launcher:
     print("stored by recover --all:", {job: len(each) for job, each in stored.items()})
     for identifier in ("one", "two"):
         name = f"life-{identifier}"
-        assert sorted(names(launcher, name)) == sorted(set(names(launcher, name))) and len(names(launcher, name)) >= 4
+        assert len(names(launcher, name)) == len(set(names(launcher, name))) and "checkpoint-4" in names(launcher, name)
         lines = (launcher.home / f"elsewhere/jobs/{name}/{identifier}/events.jsonl").read_text()
         assert lines.count('"checkpoint-committed"') >= len(stored[name])
     assert launcher.json("recover", "--all") == []

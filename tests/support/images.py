@@ -12,12 +12,14 @@ from tests.support.cli import ROOT
 from tests.support.docker_engine import HOME
 
 BASE = "launcher-test-base:latest"
+_TIME = "1800000000"
+"""Of everything in the images, whichever commit is being worked on: the same sources give the same layers."""
 _SOURCES = ("launcher", "images", "pyproject.toml")
 
 
 def build(address: str, *words: str) -> str:
     """Runs images/build and returns what it prints last."""
-    env = os.environ | {"DOCKER_HOST": address}
+    env = os.environ | {"DOCKER_HOST": address, "SOURCE_DATE_EPOCH": _TIME}
     done = subprocess.run([ROOT / "images/build", *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip().splitlines()[-1]
