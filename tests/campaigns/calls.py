@@ -66,7 +66,7 @@ class CallRound(Round):
         return "killed by SIGKILL" in trace.read_text(errors="replace")
 
     def _violation(self, text: str) -> None:
-        """One that rotation removed before a watcher which strace slows down could see it is no loss by the kill, if it is named."""
+        """What rotation removed before a watcher that strace slows down could see it, and is named, is no loss by the kill."""
         if (match := _LOST.match(text)) and f"Not collected: {match[1]}:" in self._output():
             self._figures.named += 1
             return
@@ -146,8 +146,8 @@ def main() -> int:
     print(
         f"{figures.compared} rounds, {killed} ended by it, {figures.too_early} before there was a job; "
         f"{figures.recovers_killed} recovers killed; {figures.whole} checkpoints known whole, {figures.stored} stored "
-        f"({figures.by_recover} by recover), every byte read, {figures.named} missed and named; {len(figures.violations)} violations "
-        f"({time.monotonic() - started:.0f} s)"
+        f"({figures.by_recover} by recover), every byte read, {figures.named} missed and named; "
+        f"{len(figures.violations)} violations ({time.monotonic() - started:.0f} s)"
     )
     for line in figures.violations:
         print(" ", line)
