@@ -31,6 +31,7 @@ from tests.support.cli import ROOT, Launcher
 CALLS = ("write", "pwrite64", "fsync", "rename", "linkat", "unlink", "mkdir", "openat", "flock", "ftruncate", "sendto")
 _TRACE = ("strace", "-f", "-q", "--seccomp-bpf")
 _STEPS = "4"
+_LOST = re.compile(r"\S+/(checkpoint-\d+) of step \d+ was whole and is lost")
 Calls = list[tuple[str, int]]
 """For each thread and kind of call: which, and how often."""
 _LINE = re.compile(r"(\d+) +(\w+)\(")
@@ -63,6 +64,13 @@ class CallRound(Round):
         while any(lives(pid) for pid in below) and time.monotonic() < deadline:
             time.sleep(0.05)
         return "killed by SIGKILL" in trace.read_text(errors="replace")
+
+    def _violation(self, text: str) -> None:
+        """What rotation removed before a watcher that strace slows down could see it, and is named, is no loss by the kill."""
+        if (match := _LOST.match(text)) and f"Not collected: {match[1]}:" in self._output():
+            self._figures.named += 1
+            return
+        super()._violation(text)
 
     def _output(self) -> str:
         return (self._launcher.home / f"{self._name}.log").read_text()[-3000:]
@@ -138,8 +146,8 @@ def main() -> int:
     print(
         f"{figures.compared} rounds, {killed} ended by it, {figures.too_early} before there was a job; "
         f"{figures.recovers_killed} recovers killed; {figures.whole} checkpoints known whole, {figures.stored} stored "
-        f"({figures.by_recover} by recover), every byte read; {len(figures.violations)} violations "
-        f"({time.monotonic() - started:.0f} s)"
+        f"({figures.by_recover} by recover), every byte read, {figures.named} missed and named; "
+        f"{len(figures.violations)} violations ({time.monotonic() - started:.0f} s)"
     )
     for line in figures.violations:
         print(" ", line)

@@ -50,6 +50,8 @@ class Figures:
     stored: int = 0
     by_recover: int = 0
     whole: int = 0
+    named: int = 0
+    """Rotated away before the watcher saw them, and said so by the launcher (`calls` only)."""
     longest_survivor: float = 0.0
     """Seconds from the launcher's death to the end of the last of its processes."""
     violations: list[str] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Figures:
         """Counts another's rounds too."""
         self.rounds += other.rounds
         self.killed += other.killed
-        for name in ("too_early", "recovers_killed", "stored", "by_recover", "whole"):
+        for name in ("too_early", "recovers_killed", "stored", "by_recover", "whole", "named"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.violations += other.violations
 

@@ -96,7 +96,7 @@ class Life:
         self._setting = setting
         self._chance = random.Random(f"{setting.seed}/{number}")
         self._name = f"life-{number}"
-        self._id = f"{self._name}-id"
+        self._id = f"{setting.launcher.home.name}-{number}"
         self._seed = self._chance.randrange(1 << 30)
         self._steps = STEPS[setting.writer]
         self._log = setting.launcher.home / f"{self._name}.log"

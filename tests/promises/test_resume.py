@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -29,9 +30,14 @@ PATIENCE = 120.0
 
 @pytest.fixture
 def job(launcher: Launcher) -> Launcher:
-    """A launcher whose job has an id of its own."""
-    launcher.env["LAUNCHER_JOB_ID"] = "cluster-7"
+    """A launcher whose job has an id of its own, on this machine too: what a killed launcher left is found by it."""
+    launcher.env["LAUNCHER_JOB_ID"] = unique("cluster")
     return launcher
+
+
+def unique(prefix: str) -> str:
+    """A job id that no other test on this machine has."""
+    return f"{prefix}-{secrets.token_hex(6)}"
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
@@ -266,7 +272,7 @@ def test_never_and_a_reference_and_the_same_name(launcher: Launcher) -> None:
     assert losses(launcher, "other", 4) == steady_writer.expected(SEED, 4)
     assert names(launcher, "other") == ["checkpoint-4"], "what was restored is not collected again"
     launcher("training", "run", "other", "--resume", "nothing", *TRAIN, "4", code=66)
-    launcher.env["LAUNCHER_JOB_ID"] = "alone"
+    launcher.env["LAUNCHER_JOB_ID"] = unique("alone")
     finish(launcher, steps=2)
     finish(launcher, "--resume", "never", steps=2)
     assert "resumed" not in json.dumps([each.get("resumed") for each in record(launcher)["attempts"]]).replace('""', "")
@@ -300,8 +306,9 @@ def test_retry_by_hand_asks_for_what_was_not_recorded(launcher: Launcher) -> Non
 
 def test_recover_all_with_events_also_where_the_job_folders_were_moved(launcher: Launcher) -> None:
     """Two jobs cut off, their folders brought to another place as to another machine: everything whole is stored, once."""
-    for identifier in ("one", "two"):
-        launcher.env["LAUNCHER_JOB_ID"] = identifier
+    identifiers = {each: unique(each) for each in ("one", "two")}
+    for identifier in identifiers:
+        launcher.env["LAUNCHER_JOB_ID"] = identifiers[identifier]
         process = launcher.start("training", "run", f"life-{identifier}", "--bandwidth", "40KB/s", *TRAIN, str(STEPS))
         until(lambda: "whole 4" in journal(launcher, f"life-{identifier}"), "step 4")  # noqa: B023
         process.kill()
@@ -317,7 +324,7 @@ def test_recover_all_with_events_also_where_the_job_folders_were_moved(launcher:
     for identifier in ("one", "two"):
         name = f"life-{identifier}"
         assert len(names(launcher, name)) == len(set(names(launcher, name))) and "checkpoint-4" in names(launcher, name)
-        lines = (launcher.home / f"elsewhere/jobs/{name}/{identifier}/events.jsonl").read_text()
+        lines = (launcher.home / f"elsewhere/jobs/{name}/{identifiers[identifier]}/events.jsonl").read_text()
         assert lines.count('"checkpoint-committed"') >= len(stored[name])
     assert launcher.json("recover", "--all") == []
     assert "everything whole is stored" in launcher("recover", "life-one")

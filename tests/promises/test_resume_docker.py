@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.campaigns import steady_writer
-from tests.promises.test_resume import SEED, STEPS, journal, losses, names, record, until
+from tests.promises.test_resume import SEED, STEPS, journal, losses, names, record, unique, until
 from tests.support.cli import Launcher
 
 TRAIN = (
@@ -18,7 +18,7 @@ TRAIN = (
 
 @pytest.mark.parametrize("target", ["launcher", "container"])
 def test_a_container_goes_on(launcher: Launcher, engine: str, target: str) -> None:
-    launcher.env |= {"DOCKER_HOST": engine, "LAUNCHER_JOB_ID": f"docker-{launcher.home.parent.name}"[:63]}
+    launcher.env |= {"DOCKER_HOST": engine, "LAUNCHER_JOB_ID": unique("docker")}
     process = launcher.start("training", "run", "life", *TRAIN)
     until(lambda: "whole 3" in journal(launcher), "step 3")
     name = f"launcher-{launcher.env['LAUNCHER_JOB_ID']}"
