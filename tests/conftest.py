@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ from tests.support.docker_engine import EngineMissingError, docker_engine
 from tests.support.shared_s3 import s3_server
 
 __all__ = ["s3_server"]
+
+# A shell without job control starts what it puts into the background with these ignored (POSIX, "Asynchronous Lists"), and
+# whoever inherits that cannot be interrupted: the tests' programs start as anywhere else.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 REQUIRE_ALL = os.environ.get("LAUNCHER_TEST_REQUIRE_ALL") == "1"
 
 
