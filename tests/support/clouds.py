@@ -25,8 +25,6 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from typing import Any
 
-import pytest
-
 from launcher.transfer.sigv4 import Keys, encoded, signed
 from tests.support.cli import ROOT
 from tests.support.s3_server import REGION, S3Server
@@ -37,17 +35,19 @@ _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOt
 """Azurite's only account, as its documentation names it."""
 
 
+def azurite_installed() -> bool:
+    """Whether Azurite is here: its tests are collected only then."""
+    return shutil.which("node") is not None and _AZURITE.exists()
+
+
 @contextlib.contextmanager
 def azure() -> Iterator[tuple[str, dict[str, Any]]]:
-    """A container of a running Azurite: its URL, and the options of a place there. Skips the test where it is not installed."""
-    node = shutil.which("node")
-    if not node or not _AZURITE.exists():
-        pytest.skip("Azurite is not installed: npm install --prefix .cache/azurite azurite")
+    """A container of a running Azurite: its URL, and the options of a place there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck", "--silent"]
-    command = [node, str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), *options]
+    command = ["node", str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     endpoint = f"http://127.0.0.1:{port}/{_ACCOUNT}"
     try:
