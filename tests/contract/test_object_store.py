@@ -21,7 +21,6 @@ from launcher.transfer.places import open_place
 from tests.support import clouds
 from tests.support.s3_server import S3Server
 
-
 CLOUDS = ["s3", "gcs", *(["azure"] if clouds.azurite_installed() else [])]
 
 
