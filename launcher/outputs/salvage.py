@@ -109,8 +109,14 @@ def _later(root: str, path: str, newest: float, chosen: str) -> bool:
     return newest > _newest(os.path.join(root, chosen))
 
 
-def _checkpoints(root: str) -> Iterator[str]:
-    """The paths below a watched folder that are checkpoints of their own: folders, empty ones too, and flat files."""
+def _checkpoints(root: str) -> list[str]:
+    """The paths below a watched folder that are checkpoints of their own: folders, empty ones too, and flat files. A folder that
+    holds others (accelerate's `checkpoints`) stays: who moves it takes them along."""
+    found = list(_candidates(root))
+    return [path for path in found if not any(other.startswith(f"{path}/") for other in found)]
+
+
+def _candidates(root: str) -> Iterator[str]:
     for parent, folders, files in os.walk(root):
         inside = os.path.relpath(parent, root)
         if inside == ".":

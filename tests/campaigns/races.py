@@ -39,7 +39,7 @@ def files(seed: int, step: int) -> dict[str, bytes]:
     chance = random.Random(f"{seed}/{step}")
     model = chance.randbytes(chance.randrange(2_000, 20_000))
     header = json.dumps({"w": {"dtype": "U8", "shape": [len(model)], "data_offsets": [0, len(model)]}}).encode()
-    torch = quick_writer._torch
+    torch = quick_writer.torch_file
     return {
         "config.json": json.dumps({"architectures": ["Quick"], "model_type": "quick", "step": step}).encode(),
         "model.safetensors": struct.pack("<Q", len(header)) + header + model,

@@ -37,7 +37,7 @@ def root_files(seed: int, step: int) -> dict[str, bytes]:
 
 def flat_file(seed: int, step: int) -> dict[str, bytes]:
     """The flat file after a save: always as large, so that its size tells nothing."""
-    return {FLAT: quick_writer._torch("last", {"state": random.Random(f"flat/{seed}/{step}").randbytes(30_000)})}
+    return {FLAT: quick_writer.torch_file("last", {"state": random.Random(f"flat/{seed}/{step}").randbytes(30_000)})}
 
 
 def write(output: str, seed: int, count: int, settle: float) -> None:

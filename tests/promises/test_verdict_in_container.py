@@ -91,7 +91,9 @@ def test_a_container_cannot_show_files_of_this_machine_by_its_logs(
         "os.mkfifo(f'{logs}/y/attempt_0/8/stdout.log')\n"
         "up = '../' * 20 + canary\n"
         "rank = {'rank': 0, 'pid': 1, 'code': 5, 'ended': 1.0, 'cut': False, 'error': '', 'log': up}\n"
-        "with open(f'{logs}/verdict.json', 'w') as file: json.dump({'closed': 0.0, 'ranks': [rank]}, file)\n"
+        "if sys.argv[2] == 'link': os.symlink(canary, f'{logs}/verdict.json')\n"
+        "else:\n"
+        "    with open(f'{logs}/verdict.json', 'w') as file: json.dump({'closed': 0.0, 'ranks': [rank]}, file)\n"
         "time.sleep(3)\n"
         "os.kill(os.getppid(), signal.SIGKILL)\n"
     )
