@@ -338,7 +338,7 @@ def test_ctrl_z_stops_command_and_init_and_fg_continues_both(terminal: type[Pty]
     it.type("\x1a")
     it.until("Stopped")
     it.until("prompt> ")
-    assert {state(pid) for pid in tree(it.pid)} == {"T"}
+    until(lambda: {state(pid) for pid in tree(it.pid)} == {"T"})
     it.type("fg\n")
     it.until("continued")
     it.type("\x03")

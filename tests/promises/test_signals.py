@@ -103,14 +103,14 @@ def test_the_whole_group_is_told_by_default_and_the_child_alone_on_request() -> 
     for flags, expected in (((), []), (("--single-child",), ["sleep", "cat"])):
         with entrypoint(*flags, "--", "dash", "-c", pipelines) as it:
             assert it.line() == "ready"
-            pids = until(lambda it=it: len(found := tree(it.pid)) == 3 and found)
+            pids = until(lambda it=it: [state(pid) for pid in (found := tree(it.pid))] == ["S"] * 3 and found)
             it.send(signal.SIGUSR1)
             until(lambda pids=pids: state(pids[0]) in ("", "Z"))
             if expected:  # The others go on: nobody told them.
-                assert [state(pid) for pid in pids[1:]] == ["S", "S"]
+                until(lambda pids=pids: [state(pid) for pid in pids[1:]] == ["S", "S"])
             else:
                 assert it.wait() == 0
-                assert [state(pid) for pid in pids] == ["", "", ""]
+                until(lambda pids=pids: [state(pid) for pid in pids] == ["", "", ""])
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "main job"])
