@@ -174,29 +174,37 @@ def subject(job: Job, prepared: Prepared, resumed: Resumed) -> Subject:
 
 def inputs(prepared: Prepared, rung: str, redactor: Redactor) -> list[InputRecord]:
     """The inputs as the job saw them, for the record."""
+    writable = bool(prepared.protection.views)
     return [
-        InputRecord(
-            reference=redactor.text(each.chosen.text),
-            checkpoint=each.chosen.manifest.id if each.chosen.manifest else None,
-            path=path,
-            rung=rung,
-            size=each.chosen.size,
-            writable=bool(prepared.protection.views),
-            lazy=each.lazy is not None,
-            problem=redactor.text(each.lazy.problem) if each.lazy else "",
-        )
+        input_record(each, path, rung, redactor, writable=writable)
         for each, (_, path) in zip(prepared.mounted, prepared.mounts)
     ]
 
 
-def redacted(spec: JobSpec, checked: Checked, redactor: Redactor) -> JobSpec:
-    """The spec as the record keeps it: without a secret, and with the folder in which the command runs."""
+def input_record(
+    provided: choose.Provided, path: str, rung: str, redactor: Redactor, *, writable: bool = False
+) -> InputRecord:
+    """One input as the job sees it, for the record."""
+    chosen = provided.chosen
+    return InputRecord(
+        reference=redactor.text(chosen.text),
+        checkpoint=chosen.manifest.id if chosen.manifest else None,
+        path=path,
+        rung=rung,
+        size=chosen.size,
+        writable=writable,
+        lazy=provided.lazy is not None,
+        problem=redactor.text(provided.lazy.problem) if provided.lazy else "",
+    )
+
+
+def redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:
+    """The spec as a record keeps it: without a secret."""
     return msgspec.structs.replace(
         spec,
         command=tuple(redactor.command(spec.command)),
         checkpoint=tuple(redactor.text(each) for each in spec.checkpoint),
         resume=redactor.text(spec.resume),
         repository_url=redactor.text(spec.repository_url),
-        work_dir="" if spec.repository_url else checked.work_dir,
         env={key: redactor.text(value) for key, value in spec.env.items()},
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from launcher import attempt as attempts
 from launcher import report, secrets, volume
 from launcher.errors import CollectionIncomplete, UsageError
 from launcher.events import Console, JsonLines, Redactor, event, to_all
@@ -74,7 +75,7 @@ def collect(
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals())
     store = Store.open(settings, environ)
     store.prepare()
-    folder, record = _job_folder(spec, settings, output)
+    folder, record = _job_folder(spec, settings, output, redactor)
     events = JsonLines(folder.path / "events.jsonl", redactor)
     health = Health(signals, patience=5 * settings.store_timeout)
     health.record, health.emit = record, to_all(console, events, health)
@@ -94,7 +95,7 @@ def collect(
     return outcome
 
 
-def _job_folder(spec: JobSpec, settings: Settings, output: Path) -> tuple[JobFolder, JobRecord]:
+def _job_folder(spec: JobSpec, settings: Settings, output: Path, redactor: Redactor) -> tuple[JobFolder, JobRecord]:
     """The newest job of this name if it writes there, else a new one; locked."""
     for folder in reversed(list(folders.of_name(settings.data_dir, spec.name))):
         record = folder.read()
@@ -105,7 +106,7 @@ def _job_folder(spec: JobSpec, settings: Settings, output: Path) -> tuple[JobFol
         if not folder.take(folders.UPLOADER_GRACE):
             raise UsageError(what=f"Job {spec.name} is being collected already, by {folder.holder()}.")
         return folder, record
-    folder, record = JobFolder.create(settings.data_dir, spec, spec)
+    folder, record = JobFolder.create(settings.data_dir, spec, attempts.redacted(spec, redactor))
     record.attempts.append(Attempt(number=1, host="", pid=0, started=time.time(), output=str(output)))
     return folder, record
 

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Mapping
 
+import msgspec
+
 from launcher import attempt as attempts
 from launcher import report, resume, secrets
 from launcher.attempt import Job
@@ -66,7 +68,8 @@ def _open(
     spec: JobSpec, settings: Settings, environ: Mapping[str, str], checked: Checked, redactor: Redactor
 ) -> tuple[JobFolder, JobRecord]:
     """A new job's folder, or the one of the job that is started again."""
-    kept = attempts.redacted(spec, checked, redactor)
+    where = "" if spec.repository_url else checked.work_dir
+    kept = msgspec.structs.replace(attempts.redacted(spec, redactor), work_dir=where)
     identifier = folders.given_id(environ)
     if not identifier and spec.runner == "entrypoint":
         identifier = folders.interrupted(settings.data_dir, kept)

@@ -33,7 +33,7 @@ from launcher.inputs.entries import remove
 from launcher.inputs.view import clone
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
-from launcher.job.record import InputRecord, JobRecord, write_atomically
+from launcher.job.record import JobRecord, write_atomically
 from launcher.job.spec import JobSpec
 from launcher.outputs import recovery
 from launcher.restoring import Output
@@ -101,7 +101,11 @@ def fill(
         with leases(each.lease for each in provided if each.lease):
             for each in provided:
                 _place(each, volume / _INPUT, linked=not cache)
-        attempt.inputs = [_input(each, name, redactor) for each in provided for name in each.chosen.names]
+        attempt.inputs = [
+            attempts.input_record(each, os.path.join(docker.INPUT, name), "volume", redactor)
+            for each in provided
+            for name in each.chosen.names
+        ]
         there = Output(inside, store, folder, record, attempt.output, (), emit, stops.check)
         resumed = resume.restore(spec, record, checked.resume, there)
         if resumed:
@@ -143,9 +147,8 @@ def _job_folder(
             what=f"The volume {volume} belongs to the job {name!r}.",
             hint=f"Take a volume for each job, or the same name: --name {name}",
         )
-    texts = tuple(redactor.text(each) for each in spec.checkpoint)
-    redacted = msgspec.structs.replace(spec, checkpoint=texts, resume=redactor.text(spec.resume))
-    return JobFolder.create(str(volume), spec, redacted, found.id if found else folders.given_id(environ))
+    kept = attempts.redacted(spec, redactor)
+    return JobFolder.create(str(volume), spec, kept, found.id if found else folders.given_id(environ))
 
 
 def _place(provided: Provided, inside: Path, *, linked: bool) -> None:
@@ -194,17 +197,6 @@ def _open_to_all(path: Path) -> None:
     for each in (path, *path.rglob("*")):
         with contextlib.suppress(PermissionError):  # It lay there from before, and is the job's own.
             each.chmod(0o777 if each.is_dir() else 0o666)
-
-
-def _input(provided: Provided, name: str, redactor: Redactor) -> InputRecord:
-    manifest = provided.chosen.manifest
-    return InputRecord(
-        reference=redactor.text(provided.chosen.text),
-        checkpoint=manifest.id if manifest else None,
-        path=os.path.join(docker.INPUT, name),
-        rung="volume",
-        size=provided.chosen.size,
-    )
 
 
 def _write_variables(volume: Path, record: JobRecord, settings: Settings, *, alone: bool) -> None:

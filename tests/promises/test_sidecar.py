@@ -122,6 +122,24 @@ def test_collect_once(launcher: Launcher, tmp_path: Path) -> None:
     assert [each["metadata"]["version"] for each in launcher.json("checkpoint", "list")] == [1, 1, 1]
 
 
+def test_a_secret_in_the_job_file_is_in_no_record_of_the_halves(launcher: Launcher, place: Path) -> None:
+    """The record goes into the store, and on the volume every container reads it."""
+    canary, job_file = "canary-4711-canary", place / "job.yaml"
+    job_file.write_text(f"env: {{HF_TOKEN: {canary}}}\n")
+    launcher.env["HF_TOKEN"] = canary  # As its name says that it is secret, its value is written nowhere.
+    launcher("prepare", "--into", place / "volume", "--name", "kept", "-C", "base", "--file", job_file)
+    launcher("collect", place / "volume", "--file", job_file)
+    (place / "results").mkdir()
+    launcher("collect", place / "results", "--name", "alone", "--file", job_file)
+    searched = [
+        path for root in (place / "volume", launcher.home / "data") for path in root.rglob("*") if path.is_file()
+    ]
+    records = [path for path in searched if path.name == "record.json"]
+    print(f"{len(searched)} files searched, {len(records)} of them records")
+    assert len(records) >= 3 and all("HF_TOKEN" in path.read_text() for path in records)
+    assert not [path for path in searched if canary.encode() in path.read_bytes()]
+
+
 @pytest.mark.parametrize("end", ["SIGTERM", "file", "quiet"])
 def test_the_end_of_the_job_is_noticed(launcher: Launcher, place: Path, end: str) -> None:
     volume = place / "volume"
