@@ -19,6 +19,7 @@ from launcher.job.spec import JobSpec
 from launcher.outputs.collector import Collector
 from launcher.outputs.watcher import LONGEST_PAUSE, Watcher
 from launcher.runners.signals import Signals
+from launcher.runners.tree import stat
 from launcher.text import duration
 
 if TYPE_CHECKING:
@@ -198,8 +199,7 @@ class Health:
 def _done(pid: int) -> str:
     """How much a process has done: its processor time, and the bytes that it read and wrote. Empty where it is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = stat(pid)
         with open(f"/proc/{pid}/io") as file:
             moved = [line for line in file if line.startswith(("rchar", "wchar", "read_bytes", "write_bytes"))]
     except OSError:

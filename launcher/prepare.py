@@ -144,7 +144,8 @@ def prepare(
     *,
     stop: Callable[[], None],
 ) -> Prepared:
-    """Provides the inputs and the folders. What it makes lies in the job folder and the node cache.
+    """Provides the inputs and the folders: what all attempts share, see `of_attempt`. What it makes lies in the job folder
+    and the node cache.
 
     `stop` is called often during a download, and raises to end it; what has come is kept for the next one.
     """
@@ -204,7 +205,7 @@ def prepare(
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
     if not in_container and (any(each.linked for each in provided) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
-    prepared = Prepared(
+    return Prepared(
         command=_command(spec, checked, folder.path / "logs"),
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
@@ -219,14 +220,13 @@ def prepare(
         leases=tuple(held),
         handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
     )
-    return of_attempt(prepared, spec, checked, folder, 1)
 
 
 def of_attempt(
     prepared: Prepared, spec: JobSpec, checked: Checked, folder: JobFolder, number: int, resumed: str = ""
 ) -> Prepared:
-    """The same for one attempt, with a folder of its own for what torchrun keeps. `resumed`: the path below the output
-    directory of the checkpoint that it goes on from."""
+    """What `prepare` returned, for one attempt, with a folder of its own for what torchrun keeps. `resumed`: the path below the
+    output directory of the checkpoint that it goes on from."""
     logs = folder.path / "logs" / f"attempt-{number}"
     logs.mkdir(parents=True, exist_ok=True)
     in_container = spec.runner == "docker"

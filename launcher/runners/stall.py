@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher.events import Emit, event
 from launcher.runners.running import Exit, Running
+from launcher.runners.tree import stat
 from launcher.text import duration
 
 IDLE = 0.02
@@ -97,15 +98,14 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     """Processor time of these processes and of their children that have ended, in seconds."""
     ticks = 0
     for pid in pids:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-            ticks += sum(map(int, file.read().rpartition(")")[2].split()[11:15]))
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, stat(pid)[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _state(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
+        return stat(pid)[0]
     except OSError:
         return ""
 

@@ -201,6 +201,12 @@ def descendants(spared: Collection[int] = ()) -> list[int]:
     return list(_processes(spared))
 
 
+def stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the command's name: state, parent, … (proc_pid_stat(5)). Raises OSError."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
 def name(pid: int) -> str:
     """The command name of a process."""
     try:
@@ -275,7 +281,6 @@ def _all_processes() -> dict[int, tuple[int, str, int]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError, ValueError):
-                with open(f"/proc/{entry}/stat") as file:
-                    fields = file.read().rpartition(")")[2].split()
+                fields = stat(int(entry))
                 found[int(entry)] = int(fields[1]), fields[0], int(fields[11]) + int(fields[12])
     return found
