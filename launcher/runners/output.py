@@ -10,6 +10,7 @@ import re
 import select
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.job.logs import Times
@@ -17,6 +18,17 @@ from launcher.job.logs import Times
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
 _LONG = 1 << 20
 """Bytes after which what never ends in a line is passed on in pieces."""
+_PATIENCE = 100
+"""Milliseconds that another stream waits for the rest of a line, once for each: a program that is not given a processor now
+may be in the middle of it."""
+
+
+def _poll(*sources: int) -> select.poll:
+    """Says what of them has something to read."""
+    poll = select.poll()
+    for source in sources:
+        poll.register(source, select.POLLIN)
+    return poll
 
 
 def write_all(data: bytes, sinks: list[int]) -> None:
@@ -45,29 +57,42 @@ def wide_pipe() -> tuple[int, int]:
 
 
 class Pump:
-    """Copies one stream of the job to one of ours and to the log, in a thread, until the last writer closes it.
+    """Copies streams of the job, each to one of ours and all to the log, in a thread, until their last writers close them.
 
+    A line is not torn by a piece of another stream: one that a stream has begun goes on as long as more of it is there
+    (Python without a buffer writes a line and its end one after the other, and what it logs to stderr next comes after both).
     A terminal that goes away, or a full disk, never stops the job: what cannot be written is dropped there and only there.
     """
 
-    def __init__(self, source: int, target: int, log: int, times: Times) -> None:
-        self._source, self._sinks, self._times = source, [target, log], times
+    def __init__(self, targets: Mapping[int, int], log: int, times: Times) -> None:
+        self._sinks, self._times = {source: [target, log] for source, target in targets.items()}, times
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while True:
+        alone = {source: _poll(source) for source in self._sinks}
+        every = _poll(*self._sinks)
+        unfinished, length, last = -1, 0, -1
+        while self._sinks:
+            ready = [source for source, _ in every.poll()]
+            goes_on = unfinished in self._sinks and length < _LONG and bool(alone[unfinished].poll(_PATIENCE))
+            source = unfinished if goes_on else next((each for each in ready if each != last), ready[0])
             try:
-                data = os.read(self._source, 1 << 16)
+                data = os.read(source, 1 << 16)
             except OSError:
-                return
+                data = b""
             if not data:
-                return
+                every.unregister(source)
+                del self._sinks[source]
+                continue
             self._times.note()
-            write_all(data, self._sinks)
+            write_all(data, self._sinks[source])
+            length = length + len(data) if goes_on else len(data)
+            rest = data[data.rfind(b"\n") + 1 :]
+            unfinished, last = (source if rest and b"\r" not in rest else -1), source  # A return: a progress bar.
 
     def join(self, timeout: float) -> bool:
-        """Waits for the end of the stream; False when somebody still holds it open."""
+        """Waits for the end of the streams; False when somebody still holds one open."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 

@@ -75,10 +75,8 @@ class Process:
         )
         self._exit: Exit | None = None
         self._lingers = False
-        self._pumps = [
-            Pump(out_reader, sys.stdout.fileno(), self._log, self._times),
-            Pump(err_reader, sys.stderr.fileno(), self._log, self._times),
-        ]
+        targets = {out_reader: sys.stdout.fileno(), err_reader: sys.stderr.fileno()}
+        self._pump = Pump(targets, self._log, self._times)
         self._ranks = (
             RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
             if ranks > 1
@@ -142,9 +140,7 @@ class Process:
         if self._fds:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            patience = 0.1 if self.members() else 2.0  # What outlived SIGKILL never closes its output.
-            for pump in self._pumps:
-                pump.join(patience)
+            self._pump.join(0.1 if self.members() else 2.0)  # What outlived SIGKILL never closes its output.
             if self._ranks:
                 self._ranks.finish(10.0)
             for fd in (*self._fds, self.fd):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from launcher.job.logs import Times
 from launcher.runners.output import Pump, RankLogs, write_all
+from tests.support.entrypoint import until
 
 
 def followed(folder: Path, *pieces: bytes) -> bytes:
@@ -52,7 +54,7 @@ def test_a_reader_that_goes_away_stops_neither_the_job_nor_the_log(tmp_path: Pat
     source, job = os.pipe()
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     times = Times(tmp_path / "log")
-    pump = Pump(source, writer, log, times)
+    pump = Pump({source: writer}, log, times)
     os.close(reader)
     for _ in range(100):
         os.write(job, b"line\n" * 1000)
@@ -61,6 +63,48 @@ def test_a_reader_that_goes_away_stops_neither_the_job_nor_the_log(tmp_path: Pat
     assert (tmp_path / "log").stat().st_size == 500_000
     times.close()
     for fd in (source, writer, log):
+        os.close(fd)
+
+
+def test_what_is_logged_to_stderr_tears_no_line_of_stdout(tmp_path: Path) -> None:
+    lines = 20_000
+    script = (
+        f"import sys; a, b = sys.stdout, sys.stderr\nfor number in range({lines}):\n"
+        " print('step', number, file=a, flush=True); print('[INFO]', number, file=b, flush=True)"
+    )
+    (out, out_writer), (err, err_writer) = os.pipe(), os.pipe()
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null, times = os.open(os.devnull, os.O_WRONLY), Times(tmp_path / "log")
+    pump = Pump({out: null, err: null}, log, times)
+    subprocess.run([sys.executable, "-u", "-c", script], stdout=out_writer, stderr=err_writer, check=True)
+    for fd in (out_writer, err_writer):
+        os.close(fd)
+    assert pump.join(60)
+    times.close()
+    found = (tmp_path / "log").read_text().splitlines()
+    assert len(found) == 2 * lines
+    assert {line for line in found if not line.startswith(("step ", "[INFO] "))} == set()
+    for fd in (out, err, log, null):
+        os.close(fd)
+
+
+def test_a_line_that_goes_on_and_on_does_not_keep_the_other_stream_waiting(tmp_path: Path) -> None:
+    (out, out_writer), (err, err_writer) = os.pipe(), os.pipe()
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null, times = os.open(os.devnull, os.O_WRONLY), Times(tmp_path / "log")
+    flood = subprocess.Popen(["sh", "-c", "exec tr '\\0' x < /dev/zero"], stdout=out_writer)
+    pump = Pump({out: null, err: null}, log, times)
+    time.sleep(0.1)
+    os.write(err_writer, b"the other\n")
+    until(lambda: not select.select([err], [], [], 0)[0])
+    flood.kill()
+    flood.wait()
+    for fd in (out_writer, err_writer):
+        os.close(fd)
+    assert pump.join(60)
+    assert b"xthe other\n" in (tmp_path / "log").read_bytes()
+    times.close()
+    for fd in (out, err, log, null):
         os.close(fd)
 
 
