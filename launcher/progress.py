@@ -54,6 +54,7 @@ class Progress:
         self.seconds = 0.0
 
     def __enter__(self) -> Progress:
+        self._terminal = sys.stderr.isatty()
         self._started = time.monotonic()
         self._next = self._started + _FIRST
         return self
@@ -87,7 +88,7 @@ class Progress:
         with self._lock:
             self.done += count
             now = time.monotonic()
-            if sys.stderr.isatty():
+            if self._terminal:
                 if self._bar is None and now - self._started > 0.3 and self._total:
                     self._show_bar()
                 if self._bar:

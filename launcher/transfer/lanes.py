@@ -1,7 +1,7 @@
 """How many requests are in flight at once: as many as make it faster, found out while they run.
 
 A near server is fastest with few, as each takes processor time from the others; a far one needs many, as each waits. So the
-number begins with four and doubles for as long as the rate grows by a tenth or more; where it did not, the last step is taken
+number begins with four and doubles for as long as the rate grows by a fifth or more; where it did not, the last step is taken
 back, and tried again ten seconds later. A server that says that it has too much to do (429, 503) gets half as many at once,
 and no more for ten seconds.
 """
@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from launcher.errors import StoreUnavailable
 
 _FIRST = 4
-_WINDOW = 0.2
+_WINDOW = 0.5
 """Seconds that a rate is measured for, at least; and until twice as many requests have ended as there are lanes."""
-_GROWTH = 1.1
+_GROWTH = 1.2
+"""What twice as many must bring: where the waiting is far away it is nearly 2, and two windows of the same differ by a tenth."""
 _AGAIN = 10.0
 """Seconds after which another number is tried."""
 _REQUEST = 256 << 10
@@ -43,7 +44,8 @@ class Lanes:
         self._begin()
 
     def _begin(self) -> None:
-        self._since, self._ended, self._moved = self._clock(), 0, 0
+        # What was begun before says nothing about the rate: as many as are in flight are not counted.
+        self._since, self._ended, self._moved = self._clock(), -self.limit, 0
 
     @contextlib.contextmanager
     def one(self, size: int) -> Iterator[None]:
@@ -59,8 +61,11 @@ class Lanes:
             with self._changed:
                 self._taken -= 1
                 self._ended += 1
-                self._moved += size + _REQUEST
                 self._last = self._clock()
+                if self._ended <= 0:
+                    self._since = self._last
+                else:
+                    self._moved += size + _REQUEST
                 seconds = self._last - self._since
                 if seconds >= _WINDOW and self._ended >= 2 * self.limit:
                     self._judge(self._moved / seconds)
