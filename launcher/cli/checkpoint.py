@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli import keeping, lineage
-from launcher.cli.context import current, json_option, open_store, print_json, print_table
+from launcher.cli import keeping, lineage, listing
+from launcher.cli.context import current, json_option, open_store, print_json
+from launcher.cli.listing import as_document
 
 if TYPE_CHECKING:
     from launcher.checkpoint.policy import Policy
-    from launcher.store.store import Checkpoint
 
 _PICKLES = "What to do where loading its pickles may run code that no known library writes."
 
@@ -24,7 +23,7 @@ def group() -> None:
 
 for _command in (keeping.delete, keeping.pin, keeping.unpin, keeping.prune, keeping.gc, keeping.check):
     group.add_command(_command)
-for _command in (lineage.log, lineage.diff):
+for _command in (listing.list_checkpoints, listing.inspect, lineage.log, lineage.diff):
     group.add_command(_command)
 
 
@@ -123,55 +122,6 @@ def push(
     click.echo(f"{did} {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}")
 
 
-@group.command("list")
-@json_option
-@click.pass_context
-def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
-    """Lists every checkpoint of the store, oldest first."""
-    from launcher.store import protection
-    from launcher.text import ago, size
-
-    store = open_store(ctx)
-    found, pinned = store.checkpoints(), protection.pinned(store)
-    if as_json:
-        print_json([as_document(each, pinned) for each in found])
-        return
-    rows = [
-        [
-            each.manifest.name,
-            f"v{each.version}" if each.version else "-",
-            each.manifest.id,
-            "-" if each.manifest.facts.step is None else str(each.manifest.facts.step),
-            each.manifest.format,
-            size(each.manifest.size),
-            ago(each.manifest.created),
-            "yes" if each.manifest.id in pinned else "",
-        ]
-        for each in found
-    ]
-    print_table(
-        ["NAME", "VERSION", "ID", "STEP", "FORMAT", "SIZE", "CREATED", "PINNED"], rows, empty="The store is empty."
-    )
-
-
-@group.command()
-@click.argument("ref")
-@json_option
-@click.pass_context
-def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
-    """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, UUID or its beginning, job:JOB."""
-    from launcher.store import protection
-
-    store = open_store(ctx)
-    document = as_document(store.resolve(ref), protection.pinned(store))
-    if as_json:
-        print_json(document)
-        return
-    import yaml
-
-    click.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
-
-
 @group.command()
 @click.argument("ref")
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
@@ -267,33 +217,3 @@ def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> N
         for finding in found["safety"]["findings"]:
             click.echo(f"  unsafe to load: {printable(finding)}")
     ctx.exit(0 if found["whole"] else 65)
-
-
-def as_document(checkpoint: Checkpoint, pinned: Collection[str] | None = None) -> dict[str, Any]:
-    """A checkpoint as JSON and YAML show it: FlexAI's kind, metadata, spec and status, with our manifest's fields.
-    `pinned`: ids of the pinned ones, where they were asked for."""
-    import msgspec
-
-    manifest = checkpoint.manifest
-    plain: dict[str, Any] = msgspec.to_builtins(manifest)
-    facts = msgspec.structs.asdict(manifest.facts)
-    return {
-        "kind": "checkpoint",
-        "metadata": {
-            "name": manifest.name,
-            "id": manifest.id,
-            "version": checkpoint.version,
-            "created": manifest.created,
-            **({} if pinned is None else {"pinned": manifest.id in pinned}),
-        },
-        "spec": {"origin": plain.get("origin"), "lineage": plain.get("lineage", {})},
-        "status": {
-            "status": "available",
-            "format": manifest.format,
-            "size": manifest.size,
-            "facts": {key: value for key, value in facts.items() if value is not None},
-            "ready": msgspec.structs.asdict(manifest.ready),
-            "safety": {"findings": manifest.safety, "imports": manifest.imports},
-            "files": plain["files"],
-        },
-    }

@@ -81,9 +81,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
             table.add_row(*(Text(cell) for cell in row))
         Console().print(table)
         return
-    lengths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    for row in [columns, *rows]:
-        click.echo("  ".join(cell.ljust(length) for cell, length in zip(row, lengths)).rstrip())
+    lines = [columns, *rows]
+    form = "  ".join(f"{{:<{max(map(len, cells))}}}" for cells in zip(*lines)).format
+    click.echo("\n".join([form(*line).rstrip() for line in lines]))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

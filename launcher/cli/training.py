@@ -257,7 +257,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:
-        from launcher.cli.checkpoint import as_document
+        from launcher.cli.listing import as_document
 
         print_json([as_document(each) for each in found])
         return
