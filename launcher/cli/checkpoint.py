@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli import keeping, lineage, listing
+from launcher.cli import keeping, lineage, listing, tags
 from launcher.cli.context import current, json_option, open_store, print_json
 from launcher.cli.listing import as_document
 
@@ -23,7 +23,9 @@ def group() -> None:
 
 for _command in (keeping.delete, keeping.pin, keeping.unpin, keeping.prune, keeping.gc, keeping.check):
     group.add_command(_command)
-for _command in (listing.list_checkpoints, listing.inspect, lineage.log, lineage.diff):
+for _command in (listing.list_checkpoints, listing.inspect, tags.tag, tags.untag, tags.list_tags):
+    group.add_command(_command)
+for _command in (lineage.log, lineage.diff):
     group.add_command(_command)
 
 

@@ -132,7 +132,7 @@ def _resolved(
         return _not_stored(text, mounts, settings, environ, selection)
     found = store.resolve(ref).manifest
     own = (ref.mount_name,) if ref.mount_name == found.name or ref.kind != "id" else (ref.mount_name, found.name)
-    if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
+    if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id, or by a tag
         own = (ref.value, found.name)
     files = tuple(file for file in found.files if selection.takes(file.path))
     if not files:

@@ -75,14 +75,19 @@ def use(checkpoint: str, job: str) -> str:
     return f"{USES}{checkpoint}/{job}.json"
 
 
+def tags(name: str) -> str:
+    """The prefix of a name's tags."""
+    return f"{TAGS}{names.key(name)}/"
+
+
 def tag(name: str, tag: str) -> str:
-    """The prefix of where a tag of a name has pointed."""
-    return f"{TAGS}{names.key(name)}/{tag}/"
+    """The prefix of where a tag pointed."""
+    return f"{tags(name)}{tag}/"
 
 
-def tag_number(name: str, tag_: str, number: int) -> str:
-    """The key that moves a tag for the `number`-th time."""
-    return f"{tag(name, tag_)}v{number:08d}.json"
+def tag_move(name: str, tag: str, number: int) -> str:
+    """The key that says where a tag points since it was moved for the `number`-th time."""
+    return f"{tags(name)}{tag}/v{number:08d}.json"
 
 
 def change(event: str, checkpoint: str) -> str:

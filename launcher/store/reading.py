@@ -23,7 +23,7 @@ from launcher.errors import CheckpointNotFound, ManifestInvalid, ObjectDamaged, 
 from launcher.ids import is_id
 from launcher.names import key as name_key
 from launcher.settings import nearest
-from launcher.store import catalog, layout
+from launcher.store import catalog, layout, tags
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.object_store import Entry, Missing, ObjectStore
 from launcher.transfer.retry import call
@@ -176,16 +176,18 @@ class Reader:
                     raise ObjectDamaged(key=layout.version(name, number), cause=cause) from None
 
     def resolve(self, reference: Reference | str) -> Checkpoint:
-        """The checkpoint that a reference (not a URL or path) means. Raises CheckpointNotFound, UsageError."""
+        """The checkpoint that a reference (not a URL or path) means. Raises CheckpointNotFound, InvalidDataError, UsageError."""
         ref = references.parse(reference) if isinstance(reference, str) else reference
         if ref.kind in ("url", "path"):
             raise UsageError(what=f"{ref.text} is a {ref.kind}, not a checkpoint in the store.")
         if ref.kind == "job":
             return self._of_job(ref)
+        if ref.kind == "name" and ref.version is None and (found := self._tagged(ref)):
+            return found
         if ref.kind == "name":
             numbers = [n for n in self.version_numbers(ref.value) if ref.version in (None, n)]
-            for found in self.living(ref.value, numbers):
-                return found
+            for newest in self.living(ref.value, numbers):
+                return newest
         identifiers = [ref.value] if ref.kind == "id" else []
         if ref.prefix:
             entries = self.beginning(layout.MANIFESTS, ref.value.lower())
@@ -202,6 +204,18 @@ class Reader:
                 break
             return Checkpoint(manifest, self.version_of(manifest))
         raise CheckpointNotFound(ref=ref.text, store=self.url, hint=self._hint(ref))
+
+    def _tagged(self, ref: Reference) -> Checkpoint | None:
+        """The checkpoint to which a tag points, where NAME@TAG is one."""
+        label = tags.split(ref.value)
+        move = tags.current(self, *label) if label else None
+        if not move or not move.checkpoint:
+            return None
+        try:
+            return Checkpoint(self.manifest(move.checkpoint), move.version)
+        except Missing:
+            hint = f"{move.label} points to version {move.version}, which was deleted."
+            raise CheckpointNotFound(ref=ref.text, store=self.url, hint=hint) from None
 
     def _of_job(self, ref: Reference) -> Checkpoint:
         if ref.version is None:
