@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli import keeping, lineage, listing, tags
-from launcher.cli.context import current, json_option, open_store, print_json
+from launcher.cli.context import Group, current, json_option, open_store, print_json
 from launcher.cli.listing import as_document
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PICKLES = "What to do where loading its pickles may run code that no known library writes."
 
 
-@click.group("checkpoint")
+@click.group("checkpoint", cls=Group, aliases={"ls": "list", "pull": "fetch"})
 def group() -> None:
     """Push, list, inspect, fetch, export, compare, keep and delete checkpoints."""
 
@@ -129,13 +129,78 @@ def push(
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
 @click.pass_context
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
-    """Copies a checkpoint to a folder, verified by digest."""
+    """Copies a checkpoint to a folder, verified by digest. `pull` is the same.
+
+    \b
+    Examples:
+      launcher checkpoint fetch ft_01
+      launcher checkpoint fetch job:ft_01/checkpoint-500 --destination ./result
+    """
     from launcher import push as pushing
     from launcher.events import Console
 
     settings, _ = current(ctx)
     target, found = pushing.fetch(open_store(ctx), ref, destination, threads=settings.transfer_threads, emit=Console())
     click.echo(f"Fetched {found.label} to {target}")
+
+
+@group.command()
+@click.argument("ref")
+@click.option("--keep", default="1d", show_default=True, metavar="TIME", help="So long it stays, whatever needs room.")
+@selection_options
+@json_option
+@click.pass_context
+def path(
+    ctx: click.Context,
+    ref: str,
+    keep: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    only: Any,
+    as_json: bool,
+) -> None:
+    """Prints the folder that holds a checkpoint on this machine, whole and verified; brings it there if need be.
+
+    REF is what `training run --checkpoint` takes: also a URL, an archive or a folder. The folder is read-only and shared with
+    jobs. It stays for --keep after each call; then it goes like any other when room is needed.
+
+    \b
+    Examples:
+      python -c 'import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])' \\
+          "$(launcher checkpoint path ft_01@production --only inference)"
+      vllm serve "$(launcher checkpoint path hf://Qwen/Qwen2.5-7B --keep 30d)"
+    """
+    import time
+
+    from launcher.checkpoint import policy
+    from launcher.cli.context import console
+    from launcher.errors import UsageError
+    from launcher.inputs import choose
+    from launcher.inputs.cache import NodeCache
+    from launcher.inputs.selection import Selection
+    from launcher.progress import Progress
+    from launcher.settings import parse_seconds
+
+    try:
+        until = time.time() + parse_seconds(keep)
+    except ValueError as error:
+        raise UsageError(what=f"--keep: {error}.") from error
+    settings, environ = current(ctx)
+    store, emit = open_store(ctx), console(ctx)
+    cache = NodeCache.open(settings, emit)
+    chosen = choose.resolve(ref, (), store, settings, environ, Selection(include, exclude, only))
+    policy.warn(choose.findings(chosen, store, settings), "warn", ref, emit)
+    with Progress(f"Fetching {ref}", chosen.size, emit) as progress:
+        provided = choose.provide(chosen, store, cache, progress)
+    if provided.lease:
+        cache.keep(provided.path, until)
+        provided.lease.release()
+    policy.warn(choose.findings_inside(provided), "warn", ref, emit)
+    if as_json:
+        identifier = chosen.manifest.id if chosen.manifest else None
+        print_json({"path": provided.path, "id": identifier, "kept_until": until if provided.lease else None})
+    else:
+        click.echo(provided.path)
 
 
 @group.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +15,17 @@ from launcher.errors import UsageError
 from launcher.events import Console, Redactor
 from launcher.settings import Settings
 from launcher.store.store import Store
+
+
+class Group(click.Group):
+    """A group some of whose commands have another name too."""
+
+    def __init__(self, *words: Any, aliases: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._aliases = aliases
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, self._aliases.get(cmd_name, cmd_name))
 
 
 def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:

@@ -11,9 +11,21 @@ import click
 from launcher.cli.context import json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
+    from launcher.checkpoint.manifest import Manifest
     from launcher.store.catalog import Summary
     from launcher.store.store import Checkpoint
+    from launcher.store.tags import Move
 
+_PROVIDERS = {
+    "s3a": "s3",
+    "gs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+    "hf": "huggingface",
+    "https": "http",
+}
+"""A URL's scheme to the provider of `launcher storage create`, where they differ."""
 _ON_TERMINAL = 100
 """Checkpoints that a person is shown at a time."""
 
@@ -37,7 +49,9 @@ def list_checkpoints(
     limit: int | None,
     as_json: bool,
 ) -> None:
-    """Lists the checkpoints of the store, oldest first. With --json, each is what `inspect` shows of it, without files.
+    """Lists the checkpoints of the store, oldest first. `ls` is the same.
+
+    With --json each has what `inspect --json` says of its name, job, format, size, step and readiness.
 
     \b
     Examples:
@@ -137,12 +151,12 @@ def _document(each: Summary, pinned: Collection[str]) -> dict[str, Any]:
             "created": each.created,
             "pinned": each.id in pinned,
         },
-        "spec": {"job": each.job or None},
+        "spec": {"origin": {"name": each.job} if each.job else None},
         "status": {
             "status": "available",
             "format": each.format,
             "size": each.size,
-            "step": each.step,
+            "metadata": {"step": each.step, "inferenceReady": each.inference},
             "ready": {"resume": each.resume, "inference": each.inference},
         },
     }
@@ -153,11 +167,19 @@ def _document(each: Summary, pinned: Collection[str]) -> dict[str, Any]:
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
-    """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, UUID or its beginning, job:JOB."""
-    from launcher.store import protection
+    """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, NAME@TAG, UUID or its beginning, job:JOB.
+
+    \b
+    Examples:
+      launcher checkpoint inspect ft_01
+      launcher checkpoint inspect ft_01 --json | jq .status.metadata.evalLoss
+      launcher checkpoint inspect ft_01 >/dev/null && echo "it is there"
+    """
+    from launcher.store import protection, tags
 
     store = open_store(ctx)
-    document = as_document(store.resolve(ref), protection.pinned(store))
+    found = store.resolve(ref)
+    document = as_document(found, protection.pinned(store), tags.every(store, found.manifest.name))
     if as_json:
         print_json(document)
         return
@@ -166,14 +188,18 @@ def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
     click.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
 
 
-def as_document(checkpoint: Checkpoint, pinned: Collection[str] | None = None) -> dict[str, Any]:
-    """A checkpoint as JSON and YAML show it: FlexAI's kind, metadata, spec and status, with our manifest's fields.
-    `pinned`: ids of the pinned ones, where they were asked for."""
+def as_document(
+    checkpoint: Checkpoint, pinned: Collection[str] | None = None, tags: Iterable[Move] = ()
+) -> dict[str, Any]:
+    """A checkpoint as JSON and YAML show it: FlexAI's kind, metadata, spec and status, with our manifest's fields
+    (docs/checkpoints.md). `pinned`: ids of the pinned ones, where they were asked for; `tags`: of its name, likewise."""
     import msgspec
 
-    manifest = checkpoint.manifest
+    manifest, facts = checkpoint.manifest, checkpoint.manifest.facts
     plain: dict[str, Any] = msgspec.to_builtins(manifest)
-    facts = msgspec.structs.asdict(manifest.facts)
+    asked: dict[str, Any] = {}
+    if pinned is not None:
+        asked = {"pinned": manifest.id in pinned, "tags": [each.tag for each in tags if each.checkpoint == manifest.id]}
     return {
         "kind": "checkpoint",
         "metadata": {
@@ -181,16 +207,42 @@ def as_document(checkpoint: Checkpoint, pinned: Collection[str] | None = None) -
             "id": manifest.id,
             "version": checkpoint.version,
             "created": manifest.created,
-            **({} if pinned is None else {"pinned": manifest.id in pinned}),
+            **asked,
         },
-        "spec": {"origin": plain.get("origin"), "lineage": plain.get("lineage", {})},
+        "spec": {
+            **_source(manifest),
+            "origin": plain.get("origin"),
+            "lineage": plain.get("lineage", {}),
+        },
         "status": {
             "status": "available",
             "format": manifest.format,
             "size": manifest.size,
-            "facts": {key: value for key, value in facts.items() if value is not None},
+            "metadata": {
+                "name": manifest.origin.path if manifest.origin else manifest.name,
+                "node": manifest.origin.node if manifest.origin else None,
+                "step": facts.step,
+                "trainLoss": facts.train_loss,
+                "evalLoss": facts.eval_loss,
+                "model": facts.architecture,
+                "version": facts.library_version,
+                "inferenceReady": manifest.ready.inference,
+            },
+            "facts": {key: value for key, value in msgspec.structs.asdict(facts).items() if value is not None},
             "ready": msgspec.structs.asdict(manifest.ready),
             "safety": {"findings": manifest.safety, "imports": manifest.imports},
             "files": plain["files"],
         },
     }
+
+
+def _source(manifest: Manifest) -> dict[str, Any]:
+    """Where it was pushed from, in FlexAI's words: local files, or a kind of storage and a path in it."""
+    found: dict[str, Any] = {"fromLocalFiles": [], "storageProvider": None, "sourcePath": None}
+    for source in () if manifest.origin else manifest.lineage.sources:
+        scheme, separator, path = source.partition("://")
+        if separator:
+            found |= {"storageProvider": _PROVIDERS.get(scheme, scheme), "sourcePath": path}
+        else:
+            found["fromLocalFiles"].append(source)
+    return found

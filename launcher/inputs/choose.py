@@ -89,7 +89,7 @@ def choose(
     """Resolves every `REF` or `REF=FOLDER`. Raises CheckpointNotFound, SourceNotFound, UsageError."""
 
     def resolved(text: str, mounts: tuple[str, ...]) -> Chosen:
-        return _resolved(text, mounts, store, settings, environ, selection)
+        return resolve(text, mounts, store, settings, environ, selection)
 
     chosen = [_one(text, resolved, store) for text in texts]
     taken: dict[str, str] = {}
@@ -119,7 +119,7 @@ def _one(text: str, resolved: Callable[[str, tuple[str, ...]], Chosen], store: S
             raise CheckpointNotFound(ref=ref, store=store.url, hint=error.hint) from None
 
 
-def _resolved(
+def resolve(
     text: str,
     mounts: tuple[str, ...],
     store: Store,
@@ -127,6 +127,7 @@ def _resolved(
     environ: Mapping[str, str],
     selection: Selection,
 ) -> Chosen:
+    """Resolves one `REF`; `mounts`: its folders, if not those of its name. Raises what `choose` does."""
     ref = reference.parse(text)
     if ref.kind in ("url", "path"):
         return _not_stored(text, mounts, settings, environ, selection)
