@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli import keeping, lineage, listing, tags
+from launcher.cli import completing, keeping, lineage, listing, tags
 from launcher.cli.context import Group, current, json_option, open_store, print_json
 from launcher.cli.listing import as_document
 
@@ -49,12 +49,25 @@ def selection_options(command: Any) -> Any:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.checkpoints)
 @click.option("--file", "path", metavar="SOURCE", help="A folder (its content is taken), a file, an archive, or a URL.")
-@click.option("--storage-provider", "storage", metavar="STORAGE", help="Take it from this storage …")
+@click.option(
+    "--storage-provider",
+    "storage",
+    metavar="STORAGE",
+    shell_complete=completing.storages,
+    help="Take it from this storage …",
+)
 @click.option("--source-path", metavar="PATH", help="… at this path; on the hub the repository.")
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
-@click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from. May be repeated.")
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="REF",
+    shell_complete=completing.checkpoints,
+    help="What it was made from. May be repeated.",
+)
 @click.option(
     "--pickles", type=click.Choice(["allow", "warn", "deny"]), default="warn", show_default=True, help=_PICKLES
 )
@@ -125,7 +138,7 @@ def push(
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
 @click.pass_context
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
@@ -145,7 +158,7 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @click.option("--keep", default="1d", show_default=True, metavar="TIME", help="So long it stays, whatever needs room.")
 @selection_options
 @json_option
@@ -204,8 +217,14 @@ def path(
 
 
 @group.command()
-@click.argument("ref")
-@click.option("--storage-provider", "storage", metavar="STORAGE", help="Write it to this storage …")
+@click.argument("ref", shell_complete=completing.checkpoints)
+@click.option(
+    "--storage-provider",
+    "storage",
+    metavar="STORAGE",
+    shell_complete=completing.storages,
+    help="Write it to this storage …",
+)
 @click.option("--destination-path", metavar="PATH", help="… at this path.")
 @click.option("--destination", metavar="URL", help="Or to a URL (s3://, gs://, az://) or a folder.")
 @selection_options
@@ -244,7 +263,7 @@ def export(
 
 
 @group.command()
-@click.argument("target", metavar="PATH_OR_REF")
+@click.argument("target", metavar="PATH_OR_REF", shell_complete=completing.checkpoints)
 @click.option("--read-data", is_flag=True, help="Of a stored checkpoint, read every byte and compare digests.")
 @json_option
 @click.pass_context

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ _ON_TERMINAL = 100
 
 @click.command("list")
 @click.option("--name", "pattern", metavar="GLOB", help="Only names like this: 'ft_*' (* takes slashes too).")
-@click.option("--job", metavar="NAME", help="Only what jobs of this name wrote.")
+@click.option(
+    "--job", metavar="NAME", shell_complete=completing.jobs_of_store, help="Only what jobs of this name wrote."
+)
 @click.option("--ready", type=click.Choice(["inference", "resume"]), help="Only what can start this.")
 @click.option("--since", metavar="TIME", help="Only what was made in the last 90m, 7d …, or since 2026-11-30.")
 @click.option(
@@ -163,7 +166,7 @@ def _document(each: Summary, pinned: Collection[str]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:

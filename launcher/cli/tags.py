@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @click.argument("tag")
 @json_option
 @click.pass_context
@@ -43,7 +44,7 @@ def tag(ctx: click.Context, ref: str, tag: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("label", metavar="NAME@TAG")
+@click.argument("label", metavar="NAME@TAG", shell_complete=completing.checkpoints)
 @json_option
 @click.pass_context
 def untag(ctx: click.Context, label: str, as_json: bool) -> None:
@@ -67,7 +68,7 @@ def untag(ctx: click.Context, label: str, as_json: bool) -> None:
 
 
 @click.command("tags")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.checkpoints)
 @click.option("--history", is_flag=True, help="Every place that they had, the newest last.")
 @json_option
 @click.pass_context

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table
 from launcher.cli.logs import logs
 from launcher.cli.retry import retry
@@ -18,7 +19,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _OPTIONS = [
-    click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
+    click.option(
+        "-C",
+        "--checkpoint",
+        "checkpoint",
+        multiple=True,
+        metavar="REF",
+        shell_complete=completing.checkpoints,
+        help=_REF,
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
@@ -33,7 +42,14 @@ _OPTIONS = [
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
     click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
-    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
+    click.option(
+        "-S",
+        "--secret",
+        multiple=True,
+        metavar="K=NAME",
+        shell_complete=completing.secrets,
+        help="Variable with a secret (launcher secret).",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -183,7 +199,7 @@ def list_jobs(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
@@ -205,7 +221,7 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
 @click.pass_context
 def stop(ctx: click.Context, name: str, wait: str) -> None:
@@ -237,7 +253,7 @@ def stop(ctx: click.Context, name: str, wait: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--all", "every", is_flag=True, help="Of all jobs that had this name, not only the newest.")
 @json_option
 @click.pass_context
@@ -296,7 +312,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
     """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""

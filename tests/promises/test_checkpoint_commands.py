@@ -136,9 +136,7 @@ def test_path_of_what_is_not_in_the_store(launcher: Launcher, tmp_path: Path) ->
 
 def test_path_is_what_transformers_loads(launcher: Launcher, tiny_model: Path) -> None:
     launcher("checkpoint", "push", "tiny", "--file", tiny_model)
-    program = (
-        "import sys, transformers; print(transformers.AutoConfig.from_pretrained(sys.argv[1]).architectures)"
-    )
+    program = "import sys, transformers; print(transformers.AutoConfig.from_pretrained(sys.argv[1]).architectures)"
     script = f"{sys.executable} -c '{program}' \"$({PROGRAM} checkpoint path tiny --only inference)\""
     done = subprocess.run(["bash", "-c", script], env=launcher.env, capture_output=True, text=True, timeout=120)
     assert done.stdout == "['MistralForCausalLM']\n", done.stderr
