@@ -115,5 +115,8 @@ def _jobs(settings: Settings) -> list[str]:
 
 
 def _files(settings: Settings, folder: str) -> list[str]:
-    found = os.listdir(os.path.join(settings.data_dir, folder))
+    try:
+        found = os.listdir(os.path.join(settings.data_dir, folder))
+    except FileNotFoundError:
+        return []
     return [each.replace("!", "/") for each in found if not each.startswith(".")]

@@ -134,6 +134,11 @@ def test_what_is_wrong_is_not_written_into_the_line(here: Launcher, tmp_path: Pa
     assert offered(other, "bash", ["launcher checkpoint inspect f"]) == [[]]
 
 
+def test_jobs_of_other_machines_are_offered_where_none_has_run(here: Launcher, tmp_path: Path) -> None:
+    store = {"LAUNCHER_STORE": str(here.home / "data" / "store"), "LAUNCHER_DATA_DIR": str(tmp_path)}
+    assert offered(Launcher(here.home, **store), "bash", ["launcher training run x -C job:f"]) == [["ft_01"]]
+
+
 def test_it_is_quick_and_asks_no_store(here: Launcher) -> None:
     """Of a store that nobody answers for; the time is not more than twice that of --help, which is bounded elsewhere."""
     url = "s3://nobody/there"
