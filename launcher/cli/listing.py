@@ -13,8 +13,8 @@ from launcher.cli.context import json_option, open_store, print_json, print_tabl
 
 if TYPE_CHECKING:
     from launcher.checkpoint.manifest import Manifest
-    from launcher.store.catalog import Summary
     from launcher.store.store import Checkpoint
+    from launcher.store.summary import Summary
     from launcher.store.tags import Move
 
 _PROVIDERS = {

@@ -15,8 +15,6 @@ by `MARGIN`. What is missed beyond that, gc writes down.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import bisect
 import contextlib
 import dataclasses
@@ -30,9 +28,11 @@ import msgspec
 from launcher.checkpoint.manifest import ABORT_LIMIT, Manifest
 from launcher.decoding import decode
 from launcher.errors import AccessDenied, ManifestInvalid, StoreError
-from launcher.ids import dashed, first_id, new_id
+from launcher.ids import first_id, new_id
 from launcher.job.record import write_atomically
 from launcher.store import layout
+from launcher.store import summary as summaries
+from launcher.store.summary import Summary
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.object_store import Entry, Missing
 from launcher.transfer.retry import call
@@ -47,46 +47,8 @@ _COMPACT_FROM = 1000
 """Changes since the newest segment after which another one is written, or the twentieth part of the lines if that is more."""
 _MANY = 50
 """Checkpoints whose versions are looked up together, because that reads every name."""
-_LONGEST_KEY = 255
-"""Bytes of a file's name."""
 _LARGEST = 1 << 31
 """Bytes of a segment's lines that a reader accepts."""
-
-
-class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A checkpoint in one line: `created` in Unix seconds by its writer's clock, `size` in bytes; `ready`: 1 resume, 2 inference;
-    `job`: the name of the job that wrote it, empty if it was pushed."""
-
-    id: str
-    name: str
-    version: int | None
-    created: float
-    size: int
-    format: str
-    step: int | None
-    ready: int
-    job: str
-
-    @property
-    def resume(self) -> bool:
-        return bool(self.ready & 1)
-
-    @property
-    def inference(self) -> bool:
-        return bool(self.ready & 2)
-
-
-class _Fact(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a change's key says of a commit besides the id; `job` is the length of the name's beginning that it is, or a text."""
-
-    name: str
-    version: int | None
-    created: float
-    size: int
-    format: str
-    step: int | None
-    ready: int
-    job: int | str
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -116,23 +78,13 @@ class Lines:
     def summaries(self, newest: int | None = None) -> list[Summary]:
         """The checkpoints in the order of ids (of capture), or only so many newest ones."""
         wanted = self.lines if newest is None else self.lines[max(0, len(self.lines) - newest) :]
-        return _SUMMARY.decode_lines(b"\n".join(wanted))
-
-
-def summary(manifest: Manifest, version: int | None) -> Summary:
-    """The line of a checkpoint."""
-    ready = manifest.ready.resume + 2 * manifest.ready.inference
-    job = manifest.origin.name if manifest.origin else ""
-    facts = manifest.facts
-    return Summary(
-        manifest.id, manifest.name, version, manifest.created, manifest.size, manifest.format, facts.step, ready, job
-    )
+        return summaries.decode_all(wanted)
 
 
 def committed(store: Reader, manifest: Manifest, version: int) -> None:
     """Writes down a commit, after its name. Where that fails the catalog finds it by its manifest, or gc does."""
     with contextlib.suppress(StoreError, AccessDenied):
-        _write(store, change(summary(manifest, version), new_id()))
+        _write(store, summaries.change(summaries.of_manifest(manifest, version), new_id()))
 
 
 def deleted(store: Reader, identifier: str) -> None:
@@ -140,32 +92,10 @@ def deleted(store: Reader, identifier: str) -> None:
     _write(store, f"{layout.change(new_id(), identifier)}.-")
 
 
-def change(found: Summary, event: str) -> str:
-    """The key that tells of a commit (`event`: a new id); without facts where they are too long for a key."""
-    key = f"{layout.change(event, found.id)}.+"
-    fact = msgspec.msgpack.encode(_fact(found))
-    facts = base64.urlsafe_b64encode(fact).rstrip(b"=").decode()
-    return key + facts if len(key.rpartition("/")[2]) + len(facts) <= _LONGEST_KEY else key
-
-
-def changed(entries: Iterable[Entry]) -> tuple[dict[str, Summary | None], set[str]]:
-    """What changes say: ids of commits, with what is known of them, and ids of deletes."""
-    there: dict[str, Summary | None] = {}
-    gone: set[str] = set()
-    for entry in entries:
-        _, identifier, what = [*entry.key.rpartition("/")[2].split(".", 2), "", ""][:3]
-        identifier = dashed(identifier)
-        if what == "-":
-            gone.add(identifier)
-        elif what.startswith("+"):
-            there[identifier] = _summary(identifier, what[1:]) or there.get(identifier)
-    return there, gone
-
-
 def mend(store: Reader, committed_ids: Iterable[str], deleted_ids: Iterable[str]) -> None:
     """Writes down what no reader would learn otherwise: commits and deletes without a change, or with one whose writer's clock
     was wrong. Of these ids, all that are committed (and named) and all that are deleted."""
-    there, gone = changed(entry for entry in store.listing(layout.CHANGES) if _in_time(entry))
+    there, gone = summaries.read_changes(entry for entry in store.listing(layout.CHANGES) if _in_time(entry))
 
     def one(identifier: str) -> None:
         with contextlib.suppress(Missing, ManifestInvalid):
@@ -178,15 +108,7 @@ def mend(store: Reader, committed_ids: Iterable[str], deleted_ids: Iterable[str]
 
 
 def _in_time(entry: Entry) -> bool:
-    return not entry.modified or abs(_time(entry) - entry.modified) <= MARGIN
-
-
-def _time(entry: Entry) -> float:
-    """When a change was made by its writer's clock, in Unix seconds."""
-    try:
-        return int(entry.key.rpartition("/")[2][:12], 16) / 1000
-    except ValueError:
-        return 0.0
+    return not entry.modified or abs(summaries.told(entry) - entry.modified) <= MARGIN
 
 
 def refresh(store: Reader) -> Lines:
@@ -197,7 +119,9 @@ def refresh(store: Reader) -> Lines:
     found = _local(store)
     lines = _refreshed(store, found) if found else None
     if lines is None:
-        lines = _refreshed(store, _newest_segment(store)) or _refreshed(store, Lines())
+        segment = _newest_segment(store)
+        # Whatever store they are of: a line of an id is true for ever, where its manifest is there.
+        lines = _refreshed(store, segment) or _refreshed(store, Lines((found or segment).lines))
     assert lines
     if lines.since > max(_COMPACT_FROM, len(lines.lines) // 20):
         _compact(store, lines)
@@ -225,7 +149,7 @@ def _refreshed(store: Reader, base: Lines) -> Lines | None:
     )
     if base.change and not any(entry.key == base.change for entry in changes):
         return None
-    there, gone = changed(changes)
+    there, gone = summaries.read_changes(changes)
     start = bisect.bisect_left(base.lines, _begin(young))
     old, have = base.lines[:start], {_id(line): line for line in base.lines[start:]}
     alive = {layout.identifier(entry.key) for entry in manifests if entry.size >= ABORT_LIMIT} - gone
@@ -233,8 +157,8 @@ def _refreshed(store: Reader, base: Lines) -> Lines | None:
     for identifier in alive:
         fact = there.get(identifier)
         if fact:
-            have[identifier] = _line(fact)
-        elif identifier not in have or _summary_of(have[identifier]).version is None:
+            have[identifier] = summaries.encode(fact)
+        elif identifier not in have or summaries.decode(have[identifier]).version is None:
             unknown.append(identifier)
     late = [each for each in there if each < young and each not in gone and not _has(old, each)]
     for line in _read(store, unknown + late, there):
@@ -248,7 +172,7 @@ def _refreshed(store: Reader, base: Lines) -> Lines | None:
         old, recent = sorted(old + recent), []
     return Lines(
         old + recent,
-        max([base.until, *(min(_time(entry), entry.modified) for entry in changes)]),
+        max([base.until, *(min(summaries.told(entry), entry.modified) for entry in changes)]),
         changes[-1].key if changes else "",
         base.segment,
         base.since + sum(entry.key > base.change for entry in changes),
@@ -266,7 +190,9 @@ def _read(store: Reader, identifiers: Sequence[str], there: Mapping[str, Summary
             return None
         fact = there.get(identifier)
         version = fact.version if fact else named[identifier][0] if identifier in named else None
-        return _line(summary(manifest, version if version or named else store.version_of(manifest)))
+        return summaries.encode(
+            summaries.of_manifest(manifest, version if version or named else store.version_of(manifest))
+        )
 
     return [line for line in store.map(one, identifiers) if line]
 
@@ -345,37 +271,6 @@ def path(cache_dir: str, url: str) -> str:
 
 def _write(store: Reader, key: str) -> None:
     call(lambda: store.place.put(key, b""), store.timeout)
-
-
-def _fact(found: Summary) -> _Fact:
-    job = len(found.job) if found.name.startswith(found.job) else found.job
-    return _Fact(found.name, found.version, found.created, found.size, found.format, found.step, found.ready, job)
-
-
-def _summary(identifier: str, facts: str) -> Summary | None:
-    """A key's facts; None where it has none, or they are damaged: then the manifest is asked."""
-    try:
-        fact = _FACTS.decode(base64.urlsafe_b64decode(facts + "=" * (-len(facts) % 4)))
-    except (ValueError, binascii.Error):
-        return None
-    if not (fact.name + fact.format).isprintable():
-        return None
-    job = fact.job if isinstance(fact.job, str) else fact.name[: fact.job]
-    return Summary(
-        identifier, fact.name, fact.version, fact.created, fact.size, fact.format, fact.step, fact.ready, job
-    )
-
-
-_FACTS = msgspec.msgpack.Decoder(_Fact)
-_SUMMARY = msgspec.json.Decoder(Summary)
-
-
-def _line(found: Summary) -> bytes:
-    return msgspec.json.encode(found)
-
-
-def _summary_of(line: bytes) -> Summary:
-    return _SUMMARY.decode(line)
 
 
 def _begin(identifier: str) -> bytes:

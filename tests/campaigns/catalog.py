@@ -32,7 +32,7 @@ from launcher import __version__
 from launcher.checkpoint import manifest as manifests
 from launcher.checkpoint.manifest import SCHEMA, Facts, File, Manifest, Origin, Ready
 from launcher.ids import first_id
-from launcher.store import catalog, layout, removal
+from launcher.store import catalog, layout, removal, summary
 from launcher.store.reading import VersionBody
 from launcher.store.store import Store
 from launcher.transfer.digest import of_bytes
@@ -114,7 +114,7 @@ def build(store: Store, made: list[tuple[Manifest, int]], seed: int) -> None:
         store.place.put(layout.manifest(manifest.id), body)
         named = VersionBody(manifest.id, manifest.name, of_bytes(body), version)
         store.place.put(layout.version(manifest.name, version), msgspec.json.encode(named))
-        store.place.put(catalog.change(catalog.summary(manifest, version), event), b"")
+        store.place.put(summary.change(summary.of_manifest(manifest, version), event), b"")
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(one, zip(made, events)):

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.checkpoint.manifest import Facts
 from launcher.ids import first_id, new_id
-from launcher.store import catalog, gc, layout, removal
+from launcher.store import catalog, gc, layout, removal, summary
 from launcher.store.store import Store
 from tests.support.commits import commit, manifest, open_store, upload
 
@@ -41,7 +41,7 @@ def remove_all(store: Store, prefix: str) -> None:
 def test_a_summary_says_what_the_manifest_says(store: Store) -> None:
     made = commit(store, "j/a", {"x": b"12345"}, job="j", facts=Facts(step=7))
     (found,) = catalog.refresh(store).summaries()
-    assert found == catalog.summary(made.manifest, 1)
+    assert found == summary.of_manifest(made.manifest, 1)
     assert (found.name, found.version, found.size, found.step, found.job) == ("j/a", 1, 5, 7, "j")
 
 
@@ -151,7 +151,7 @@ def test_gc_writes_down_what_was_never_told(store: Store, tmp_path: Path) -> Non
     store.place.put(layout.tombstone(tomb), store.get(layout.manifest(tomb)))
     store.place.delete([layout.manifest(tomb)])
     gc.collect(store, older=1e9)
-    there, gone = catalog.changed(entry for entry in store.listing(layout.CHANGES) if catalog._in_time(entry))
+    there, gone = summary.read_changes(entry for entry in store.listing(layout.CHANGES) if catalog._in_time(entry))
     assert there.keys() == set(ids) and gone == {tomb}
     assert len(lines.lines) == 4 and listed(node(store, tmp_path, "b")) == truth(store)
     before = len(store.listing(layout.CHANGES))
@@ -164,7 +164,7 @@ def test_facts_that_fit_a_key_and_those_that_do_not(store: Store, name: str) -> 
     made = commit(store, name, {"x": b"1"}, job=name)
     (key,) = (entry.key for entry in store.listing(layout.CHANGES))
     assert len(os.path.basename(key).encode()) <= 255
-    assert catalog.refresh(store).summaries() == [catalog.summary(made.manifest, 1)]
+    assert catalog.refresh(store).summaries() == [summary.of_manifest(made.manifest, 1)]
 
 
 def test_a_job_is_found_among_names_that_begin_like_it(store: Store) -> None:
