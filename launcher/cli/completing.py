@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _MOST = 1000
 """Words that a shell is given."""
+_NAME = 41
+"""Where in a line of the catalog the name begins."""
 
 BASH = """\
 %(complete_func)s() {
@@ -90,11 +92,13 @@ def _references(settings: Settings, incomplete: str) -> list[str]:
         return [f"job:{each}" for each in [*_jobs(settings), *_writers(settings)]]
     name, at, _ = incomplete.rpartition("@")
     begin = (name if at else incomplete).encode()
-    found = [line[41:].split(b",", 2)[:2] for line in _lines(settings) if line.startswith(begin, 41)]
-    names = {each.decode()[:-1] for each, _ in found}
-    if at:
-        names |= {f"{name}@v{number.decode()}" for each, number in found if each.decode()[:-1] == name}
-    return list(names)
+    found = [line for line in _lines(settings) if line.startswith(begin, _NAME)]
+    words = {line[_NAME : line.index(b'"', _NAME)].decode() for line in found}
+    if at and name in words:
+        exactly = begin + b'",'
+        numbers = [line[_NAME + len(exactly) :] for line in found if line.startswith(exactly, _NAME)]
+        words |= {f"{name}@v{number.partition(b',')[0].decode()}" for number in numbers}
+    return list(words)
 
 
 def _writers(settings: Settings) -> list[str]:

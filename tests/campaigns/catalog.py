@@ -121,15 +121,21 @@ def build(store: Store, made: list[tuple[Manifest, int]], seed: int) -> None:
             pass
 
 
-def seconds(launcher: Launcher, *words: str, rounds: int = 1, before: str = "") -> float:
-    """The median of so many runs; `before` each the folder is removed."""
+def seconds(launcher: Launcher, *words: str, rounds: int = 1, before: str = "", complete: str = "") -> float:
+    """The median of so many runs; `before` each the folder is removed. `complete`: a line to complete, instead of words."""
+    env = dict(launcher.env)
+    if complete:
+        env |= {"_LAUNCHER_COMPLETE": "zsh_complete", "COMP_WORDS": complete, "COMP_CWORD": str(complete.count(" "))}
     taken = []
     for _ in range(rounds):
         if before:
             shutil.rmtree(before, ignore_errors=True)
         started = time.perf_counter()
         with open(os.devnull, "wb") as nowhere:
-            subprocess.run([PROGRAM, *words], env=launcher.env, check=True, stdout=nowhere, stdin=subprocess.DEVNULL)
+            status = subprocess.run(
+                [PROGRAM, *words], env=env, stdout=nowhere, stderr=nowhere, stdin=subprocess.DEVNULL
+            )
+        assert status.returncode == 0
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
 
@@ -160,7 +166,9 @@ def campaign(
         ("the newest of a job", ("inspect", f"job:{one.name.partition('/')[0]}")),
     ):
         yield Figure(
-            f"resolve {what}, no index", seconds(launcher, "checkpoint", *words, rounds=rounds, before=cache), 0.25
+            f"resolve {what}, no index",
+            seconds(launcher, "checkpoint", *words, "--json", rounds=rounds, before=cache),
+            0.25,
         )
 
     first = seconds(launcher, "checkpoint", "list")
@@ -179,6 +187,10 @@ def campaign(
     yield Figure(
         "a job's checkpoints", seconds(launcher, "training", "checkpoints", one.name.partition("/")[0], rounds=rounds)
     )
+
+    for what, line in (("a name", one.name[:-2]), ("what a tenth of the names begin with", "ft_00"), ("nothing", "")):
+        taken = seconds(launcher, rounds=rounds, complete=f"launcher checkpoint inspect {line}")
+        yield Figure(f"complete {what}", taken, 0.2)
 
     good = index.read_bytes()
     for damage in ("cut", "flipped", "of another moment", "gone"):
