@@ -168,6 +168,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         raise
     attempt.guarantee = running.guarantee
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)
+    attempt.datasets = attempts.datasets(prepared, running.rung)
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)

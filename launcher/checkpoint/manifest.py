@@ -81,6 +81,15 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt: int = 1
 
 
+class Dataset(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One version of a dataset. `digest`: of its content alone, wherever and whenever it was pushed."""
+
+    name: str
+    version: int | None
+    id: str
+    digest: str
+
+
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
     """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets."""
 
@@ -89,6 +98,8 @@ class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
     repository: str = ""
     commit: str = ""
     command: tuple[str, ...] = ()
+    datasets: tuple[Dataset, ...] = ()
+    """What the job had beside its input checkpoints."""
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

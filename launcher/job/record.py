@@ -68,6 +68,20 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why a read of a lazy input failed."""
 
 
+class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One dataset as the job saw it; `digest` of its content, `path` and `rung` as of an input."""
+
+    reference: str
+    name: str
+    version: int | None
+    id: str
+    digest: str
+    path: str
+    rung: str
+    size: int = 0
+    writable: bool = False
+
+
 class Attempt(msgspec.Struct, kw_only=True):
     """One execution of a job."""
 
@@ -77,6 +91,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     started: float
     ended: float | None = None
     inputs: list[InputRecord] = []
+    datasets: list[DatasetRecord] = []
     guarantee: str = ""
     """In words: what keeps the input from being changed."""
     device: str = ""
