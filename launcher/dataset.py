@@ -61,23 +61,24 @@ def source(text: str, selection: Selection, settings: Settings, environ: Mapping
         return found
 
 
-def of_storage(storage: str, path: str, selection: Selection, settings: Settings, environ: Mapping[str, str]) -> Source:
-    """What a storage has at a path; of a storage of the Hugging Face hub, ORG/NAME is a dataset repository."""
-    if storages.load(settings.data_dir, storage).provider == "huggingface" and not path.startswith("datasets/"):
-        path = f"datasets/{path}"
-    return _source(f"storage:{storage}/{path}", "", selection, settings, environ)
-
-
 def _source(text: str, place: str, selection: Selection, settings: Settings, environ: Mapping[str, str]) -> Source:
-    elsewhere = text.startswith("storage:") or ("://" in text and not text.startswith("file://"))
-    if elsewhere:
+    if text.startswith("storage:") or ("://" in text and not text.startswith("file://")):
         wanted = Selection(selection.include or _EVERYTHING, selection.exclude)
-        found = remote.find(text, wanted, settings, environ).as_it_is()
+        found = remote.find(_dataset_repository(text, settings), wanted, settings, environ).as_it_is()
         return Source(found.url, place, remote=found)
     path = os.path.abspath(os.path.expanduser(remote.local_path(text)))
     if not os.path.exists(path):
         raise SourceNotFound(source=path, cause="there is no such file or folder")
     return Source(path, place, path=os.path.realpath(path))
+
+
+def _dataset_repository(text: str, settings: Settings) -> str:
+    """In a storage of the Hugging Face hub, ORG/NAME is a dataset's repository here, not a model's."""
+    storage, _, path = text.removeprefix("storage:").partition("/")
+    if not text.startswith("storage:") or path.startswith("datasets/"):
+        return text
+    hub = storages.load(settings.data_dir, storage).provider == "huggingface"
+    return f"storage:{storage}/datasets/{path}" if hub else text
 
 
 def _place(place: str, before: str) -> str:

@@ -72,10 +72,8 @@ def push(
         )
     settings, environ = current(ctx)
     selection, emit = Selection(include, exclude), console(ctx)
-    if storage and source_path:
-        sources = [dataset.of_storage(storage, source_path, selection, settings, environ)]
-    else:
-        sources = [dataset.source(each, selection, settings, environ) for each in files]
+    texts = [f"storage:{storage}/{source_path}"] if storage else files
+    sources = [dataset.source(each, selection, settings, environ) for each in texts]
     cache = NodeCache.open(settings, emit)
     pushed = dataset.push_dataset(_open(ctx), name, sources, selection, cache, settings, emit)
     if as_json:

@@ -58,7 +58,7 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Id in the store; None for a path or URL."""
     path: str
     rung: str
-    """What makes it read-only: bind, userns, landlock, permissions, none, engine."""
+    """What makes it read-only: bind, userns, landlock, permissions, none, engine; empty until the job has started."""
     size: int = 0
     writable: bool = False
     """The job had a view of its own that it could change; the input itself was read-only all the same."""
