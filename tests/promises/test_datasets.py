@@ -42,8 +42,9 @@ header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]
 """
 WRITES = """
 cd "$FLEXAI_INPUT_DIR/medical" && test -s train.jsonl || exit 90
-for write in 'touch x' 'rm -f train.jsonl' 'mv train.jsonl y' 'echo no > train.jsonl' 'mkdir sub/z' 'touch $FLEXAI_INPUT_DIR/z' \
-        'rm -rf $FLEXAI_INPUT_DIR/medical' 'mv $FLEXAI_INPUT_DIR/medical $FLEXAI_INPUT_DIR/other' 'echo no > sub/deep/eval.jsonl'; do
+for write in 'touch x' 'rm -f train.jsonl' 'mv train.jsonl y' 'echo no > train.jsonl' 'mkdir sub/z' \
+        'touch $FLEXAI_INPUT_DIR/z' 'rm -rf $FLEXAI_INPUT_DIR/medical' 'mv $FLEXAI_INPUT_DIR/medical $FLEXAI_INPUT_DIR/y' \
+        'echo no > sub/deep/eval.jsonl'; do
     (eval "$write") 2>/dev/null && echo "DONE: $write"
 done
 test "$(cat train.jsonl)" = '{"a": 1}' || exit 92
