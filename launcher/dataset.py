@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from launcher import __version__, push, storages
 from launcher.checkpoint import paths
 from launcher.checkpoint.manifest import SCHEMA, File, Lineage, Manifest
 from launcher.checkpoint.tree import Folder
-from launcher.errors import SourceNotFound, UnsafePath, UsageError
+from launcher.errors import AccessDenied, SourceNotFound, UnsafePath, UsageError
 from launcher.events import Emit, event
 from launcher.inputs import remote
 from launcher.inputs.cache import Held, NodeCache, leases
@@ -34,11 +35,13 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Source:
-    """One `--file SRC[=DEST]`: a file or folder here (`path`), or what is somewhere else (`remote`). `place`: its path in the
-    dataset; empty for a folder's files at the root, and for a file under its own name."""
+    """One `--file SRC[=DEST]`: a file or folder here (`path`, canonical), or what is somewhere else (`remote`)."""
 
     text: str
+    """What was typed, without credentials, paths absolute: for the lineage."""
     place: str
+    """Its path in the dataset: of a single file's, or of the folder that gets the files; empty for the root."""
+    single: bool
     path: str = ""
     remote: Remote | None = None
 
@@ -50,26 +53,29 @@ def source(text: str, selection: Selection, settings: Settings, environ: Mapping
     """
     try:
         return _source(text, "", selection, settings, environ)
-    except (SourceNotFound, UsageError) as error:
+    except (SourceNotFound, UsageError, AccessDenied):
         before, equals, place = text.rpartition("=")
         if not equals or not before:
             raise
-        try:
-            found = _source(before, _place(place, before), selection, settings, environ)
-        except SourceNotFound:
-            raise error from None
-        return found
+    return _source(before, _place(place, before), selection, settings, environ)
 
 
 def _source(text: str, place: str, selection: Selection, settings: Settings, environ: Mapping[str, str]) -> Source:
+    path, found = "", None
     if text.startswith("storage:") or ("://" in text and not text.startswith("file://")):
         wanted = Selection(selection.include or _EVERYTHING, selection.exclude)
         found = remote.find(_dataset_repository(text, settings), wanted, settings, environ).as_it_is()
-        return Source(found.url, place, remote=found)
-    path = os.path.abspath(os.path.expanduser(remote.local_path(text)))
-    if not os.path.exists(path):
-        raise SourceNotFound(source=path, cause="there is no such file or folder")
-    return Source(path, place, path=os.path.realpath(path))
+        text, name = found.url, found.entries[0].key
+        single = len(found.entries) == 1 and urllib.parse.unquote(found.url).endswith(f"/{name}")
+    else:
+        text = os.path.abspath(os.path.expanduser(remote.local_path(text)))
+        if not os.path.exists(text):
+            raise SourceNotFound(source=text, cause="there is no such file or folder")
+        path, name, single = os.path.realpath(text), os.path.basename(text), not os.path.isdir(text)
+    shown = f"{text}={place}" if place else text
+    if single:
+        place = os.path.join(place, name) if not place or place.endswith("/") else place
+    return Source(shown, place, single, path, found)
 
 
 def _dataset_repository(text: str, settings: Settings) -> str:
@@ -122,7 +128,7 @@ def push_dataset(
                 path = str(folder)
             tree = _tree(path, each, selection, emit)
             for inside, size in tree.files.items():
-                target = _target(each, inside, single=not os.path.isdir(path))
+                target = each.place if each.single else os.path.join(each.place, inside)
                 if target in files:
                     raise UsageError(
                         what=f"{files[target][0]} and {os.path.join(tree.root, inside)} would both be {target}.",
@@ -142,17 +148,9 @@ def _tree(path: str, source: Source, selection: Selection, emit: Emit) -> Folder
         raise SourceNotFound(source=source.text, cause="no file of it is taken", hint="Check --include, --exclude.")
     for other in tree.others[:_NAMED]:
         emit(event("left-out", f"Left out, because it is a link or no file: {other}", "warning"))
-    if more := len(tree.others) - _NAMED:
-        if more > 0:
-            emit(event("left-out", f"Left out, because they are links or no files: {more} more", "warning"))
+    if (more := len(tree.others) - _NAMED) > 0:
+        emit(event("left-out", f"Left out, because they are links or no files: {more} more", "warning"))
     return Folder(tree.root, files, tree.others)
-
-
-def _target(source: Source, inside: str, *, single: bool) -> str:
-    """The path in the dataset of a source's file."""
-    if single and source.place and not source.place.endswith("/"):
-        return source.place
-    return os.path.join(source.place, inside)
 
 
 def _store(
@@ -165,7 +163,7 @@ def _store(
     settings: Settings,
     emit: Emit,
 ) -> Checkpoint:
-    lineage = Lineage(sources=tuple(f"{each.text}={each.place}" if each.place else each.text for each in sources))
+    lineage = Lineage(sources=tuple(each.text for each in sources))
 
     def describe(identifier: str, stored: tuple[File, ...]) -> Manifest:
         return Manifest(

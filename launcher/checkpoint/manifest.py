@@ -89,6 +89,11 @@ class Dataset(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str
     digest: str
 
+    @property
+    def label(self) -> str:
+        """name@vN."""
+        return f"{self.name}@v{self.version}" if self.version else self.name
+
 
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
     """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets."""

@@ -17,7 +17,7 @@ from launcher.cli.retry import retry
 F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
-_DATASET = "Dataset: NAME, NAME@vN or id, at /input/NAME; NAME=MOUNT names its folder. May be repeated."
+_DATASET = "Dataset, at $FLEXAI_INPUT_DIR/NAME: NAME, NAME@vN, UUID; NAME=MOUNT names its folder. May be repeated."
 _OPTIONS = [
     click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
     click.option("-D", "--dataset", "dataset", multiple=True, metavar="NAME[=MOUNT]", help=_DATASET),

@@ -135,12 +135,11 @@ def test_links_are_left_out_by_name_and_a_linked_source_is_what_it_leads_to(laun
         (data / f"link-{number}").symlink_to("/etc/passwd")
     (data.parent / "linked").symlink_to(data)
     (data.parent / "train").symlink_to(data / "train.jsonl")
-    output = launcher(
-        "dataset", "push", "medical", "--file", data.parent / "linked", "--file", data.parent / "train=again"
-    )
+    words = [word for name in ("linked", "train=again", "train") for word in ("--file", data.parent / name)]
+    output = launcher("dataset", "push", "medical", *words)
     assert "is a link or no file: link-0" in output and "links or no files: 4 more" in output
     paths = {each["path"] for each in launcher.json("dataset", "inspect", "medical")["status"]["files"]}
-    assert paths == DATA.keys() | {"again"}
+    assert paths == DATA.keys() | {"again", "train"}
 
 
 def test_what_is_damaged_is_found_and_no_job_starts_with_it(launcher: Launcher, data: Path) -> None:
@@ -172,7 +171,7 @@ def test_what_is_damaged_is_found_and_no_job_starts_with_it(launcher: Launcher, 
         ("push x --storage-provider lab", 64, "Say once where the data is"),
         ("push x --storage-provider lab --source-path y", 66, "'lab'"),
         ("push x --file DATA/nothing", 66, "there is no such file or folder"),
-        ("push x --file DATA/nothing=y", 66, "there is no such file or folder"),
+        ("push x --file DATA/nothing=y", 66, "/data/nothing: there is no such file or folder"),
         ("push x --file DATA=../y", 64, "DEST is a path in the dataset"),
         ("push x --file DATA=/y", 64, "it is absolute"),
         ("push x --file DATA=", 64, "it is empty"),
@@ -460,14 +459,17 @@ def test_in_an_s3_store(launcher: Launcher, s3_server: S3Server, data: Path, tmp
         each["id"] for each in launcher.json("checkpoint", "inspect", "job:ft")["spec"]["lineage"]["datasets"]
     )
     # From the bucket, as any tool sees it: the files are plain objects.
-    again = launcher("dataset", "push", "again", "--file", f"s3://{bucket}/team/datasets/checkpoints/{identifier}")
-    assert "Pushed again@v1" in again
+    url = f"s3://{bucket}/team/datasets/checkpoints/{identifier}"
+    assert "Pushed again@v1" in launcher("dataset", "push", "again", "--file", url)
     listed = launcher.json("dataset", "list")
     assert listed[0]["status"]["digest"] == listed[1]["status"]["digest"]
     assert "whole" in launcher("dataset", "verify", "again", "--read-data")
     output = launcher("checkpoint", "check", "--read-data")
     assert f"1 checkpoint(s), 2 dataset(s), {2 + 2 * len(files)} file(s): sound." in output
-    launcher("dataset", "delete", "again", "--yes")
+    launcher("dataset", "push", "some", "--file", f"{url}/shard.tar", "--file", f"{url}/train.jsonl=x/first.jsonl")
+    launcher("dataset", "fetch", "some", "--destination", tmp_path / "some")
+    assert content(tmp_path / "some") == {"shard.tar": b"no archive", "x/first.jsonl": DATA["train.jsonl"]}
+    launcher("dataset", "delete", "again", "some", "--yes")
     assert [each["metadata"]["name"] for each in launcher.json("dataset", "list")] == ["medical"]
 
 
