@@ -79,10 +79,13 @@ def same_inputs(job: Job) -> Job:
 
 
 def _same_datasets(job: Job) -> tuple[Chosen, ...]:
-    had = {each.reference: each.id for attempt in job.record.attempts for each in attempt.datasets}
+    def wanted(text: str) -> str:
+        return text.partition("=")[0]
+
+    had = {wanted(each.reference): each.id for attempt in job.record.attempts for each in attempt.datasets}
     chosen = []
     for each in job.checked.datasets:
-        identifier, named = had.get(each.text), each.manifest
+        identifier, named = had.get(wanted(each.text)), each.manifest
         if identifier and named and named.id != identifier:
             try:
                 (found,) = choosing.choose((identifier,), Datasets.open(job.settings, job.environ))

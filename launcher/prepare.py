@@ -101,7 +101,7 @@ class Prepared:
 
     @property
     def mounted(self) -> tuple[Provided, ...]:
-        """The input checkpoint of each mount but the last ones, which are the datasets': one with two names is at both."""
+        """The input checkpoint of each of the first mounts: one with two names is at both. The others are the datasets'."""
         return tuple(each for each in self.provided for _ in each.chosen.names)
 
 
@@ -167,7 +167,10 @@ def prepare(
     linkable = lambda: in_container or possible().rung in PREVENTING
     lazily = _lazily(spec, settings, folder, possible, emit)
     provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
-    datasets = provide_datasets(spec, checked, settings, environ, folder, cache, emit, linkable, stop=stop)
+    datasets = []
+    if checked.datasets:
+        kept = Datasets.open(settings, environ)
+        datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
     work_dir = checked.work_dir
     if spec.repository_url:
         work_dir = str(folder.path / "source")
@@ -270,25 +273,6 @@ def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
         agent=docker.AGENT if in_container else torchrun.AGENT,
         log_dir=str(logs),
     )
-
-
-def provide_datasets(
-    spec: JobSpec,
-    checked: Checked,
-    settings: Settings,
-    environ: Mapping[str, str],
-    folder: JobFolder,
-    cache: NodeCache,
-    emit: Emit,
-    linkable: Callable[[], bool],
-    *,
-    stop: Callable[[], None],
-) -> list[Provided]:
-    """The same as `provide` of the datasets: always whole before the job."""
-    if not checked.datasets:
-        return []
-    store = Datasets.open(settings, environ)
-    return provide(spec, checked.datasets, store, folder, cache, emit, linkable, None, stop=stop)
 
 
 def provide(

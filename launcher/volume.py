@@ -42,6 +42,7 @@ from launcher.runners import docker
 from launcher.runners.signals import Signals
 from launcher.runners.stopping import Stops
 from launcher.settings import Settings
+from launcher.store.datasets import Datasets
 from launcher.store.store import Store
 from launcher.text import size
 
@@ -102,8 +103,9 @@ def fill(
         provided = prepare.provide(
             spec, job.checked.chosen, store, folder, nodes, emit, linkable, None, stop=stops.check
         )
-        datasets = prepare.provide_datasets(
-            spec, job.checked, inside, environ, folder, nodes, emit, linkable, stop=stops.check
+        kept = Datasets.open(inside, environ)
+        datasets = prepare.provide(
+            spec, job.checked.datasets, kept, folder, nodes, emit, linkable, None, stop=stops.check
         )
         with leases(each.lease for each in (*provided, *datasets) if each.lease):
             for each in provided:

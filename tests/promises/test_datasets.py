@@ -358,7 +358,7 @@ def test_a_job_that_is_started_again_has_the_data_that_it_had(launcher: Launcher
     assert seen(run(launcher, "ft", "-D", "medical")) == digests(DATA, "medical")
     (data / "train.jsonl").write_bytes(b"newer")
     launcher("dataset", "push", "medical", "--file", data)
-    assert seen(run(launcher, "ft", "-D", "medical", "--resume", "never")) == digests(DATA, "medical")
+    assert seen(run(launcher, "ft", "-D", "medical=train", "--resume", "never")) == digests(DATA, "train")
     attempts = launcher.json("training", "inspect", "ft")["attempts"]
     assert [each["datasets"][0]["version"] for each in attempts] == [1, 1]
     del launcher.env["LAUNCHER_JOB_ID"]
