@@ -48,7 +48,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     with health.served(spec):
         store = Store.open(settings, environ)
         recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
-        checked = check(spec, settings, environ, store, console)
+        checked = check(spec, settings, environ, store, console, stop=stops.check)
         stops.check()
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)

@@ -82,13 +82,15 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets."""
+    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets. `changes`: a digest of
+    what in the code's folder was not committed; empty: nothing; "unknown"."""
 
     parents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     repository: str = ""
     commit: str = ""
     command: tuple[str, ...] = ()
+    changes: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

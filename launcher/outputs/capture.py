@@ -54,6 +54,7 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[str, ...] = ()
     repository: str = ""
     commit: str = ""
+    changes: str = ""
     command: tuple[str, ...] = ()
 
     @property

@@ -47,6 +47,7 @@ class Subject:
     sources: tuple[str, ...] = ()
     repository: str = ""
     commit: str = ""
+    changes: str = ""
     command: tuple[str, ...] = ()
 
 
@@ -331,6 +332,7 @@ class Judge:
             sources=subject.sources,
             repository=subject.repository,
             commit=subject.commit,
+            changes=subject.changes,
             command=subject.command,
         )
         format = formats.by_name(judgement.format)

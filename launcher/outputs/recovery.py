@@ -243,6 +243,7 @@ def subject(record: JobRecord, attempt: Attempt) -> Subject:
         sources=tuple(each.reference for each in attempt.inputs if not each.checkpoint),
         repository=record.source.get("repository", ""),
         commit=record.source.get("commit", ""),
+        changes=record.source.get("changes", ""),
         command=record.spec.command,
     )
 
