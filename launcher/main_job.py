@@ -102,7 +102,7 @@ def _attempts(job: Job) -> Outcome:
                 attempt.phases["prepare"] = time.time() - attempt.started
                 attempt.outcome = _run(job, exact, resumed)
             except LauncherError as error:
-                attempt.outcome = report.of_error(error)
+                attempt.outcome = report.of_error(error, job.redactor.text)
             attempt.ended = time.time()
             restart = None if job.stops.asked else restarts.decide(job.spec, job.record.attempts[started:])
             if restart is None or not attempts.pause(job, restart):

@@ -273,6 +273,8 @@ def _digest(path: Path) -> str:
 def _described(folder: Path) -> Iterator[File]:
     """Every file below a folder, which is read-only from now on."""
     for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
         if path.is_symlink():
             yield File(str(path.relative_to(folder)), 0, _digest(path))
         elif path.is_file():

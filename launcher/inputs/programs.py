@@ -125,4 +125,4 @@ class Told:
     def __call__(self, line: str) -> None:
         if time.monotonic() >= self._next and line.strip():
             self._next = time.monotonic() + _EACH
-            self._emit(event("progress", f"{self._what}: {line.strip()}"))
+            self._emit(event("working", f"{self._what}: {line.strip()}"))

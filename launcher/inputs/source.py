@@ -215,7 +215,7 @@ def fetch(
         if (part / ".gitmodules").exists():
             words = ["--init", "--recursive", "--checkout", "--depth=1", "--jobs=4", "--progress"]
             git([*inside, "submodule", "update", *words], f"The submodules of {url} cannot be fetched")
-        if not lfs:
+        if not lfs and not environ.get("GIT_LFS_SKIP_SMUDGE"):
             _refuse_lfs(url, git, inside)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -233,7 +233,8 @@ def fetch(
 def _refuse_lfs(url: str, git: _Git, inside: list[str]) -> None:
     what, listing = f"The files of {url} cannot be listed", "git ls-files -- ':(attr:filter=lfs)'"
     files = git([*inside, "ls-files", "--", ":(attr:filter=lfs)"], what)
-    files += git([*inside, "submodule", "foreach", "--quiet", "--recursive", listing], what)
+    if os.path.exists(os.path.join(inside[1], ".gitmodules")):
+        files += git([*inside, "submodule", "foreach", "--quiet", "--recursive", listing], what)
     if names := files.splitlines():
         raise LocalResourceError(
             what=f"The repository {url} keeps {len(names)} files in Git LFS ({', '.join(names[:3])}{', …' if names[3:] else ''}),"
