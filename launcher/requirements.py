@@ -296,9 +296,11 @@ def _checked(done: Done, path: str) -> Done:
     if done.code == 0:
         return done
     said = "\n".join(done.said)
-    errors = [line for line in done.said if re.match(r"\s*(ERROR|error|×|x )", line)]
-    cause = (errors or list(done.said) or [f"the installer ended with {done.code}"])[0].strip()
-    cause = re.sub(r"^(ERROR|error):\s*", "", cause).rstrip(".")
+    errors = [line.strip() for line in done.said if re.match(r"\s*(ERROR|error|cause|×|╰─▶)", line)]
+    first = (errors or list(done.said) or [f"the installer ended with {done.code}"])[0]
+    cause = re.sub(r"^(ERROR|error|×):?\s*", "", first).rstrip(".")
+    if errors[1:]:
+        cause += f" ({errors[-1]})"
     if "No space left on device" in said:
         raise LocalResourceError(
             what=f"No space to install the packages of {path}.",

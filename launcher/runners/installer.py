@@ -40,6 +40,11 @@ _MISLEADING = (
     "UV_TARGET",
     "UV_PREFIX",
 )
+_FOR_UV = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_NO_INDEX": "UV_NO_INDEX",
+}  # fmt: skip
+"""uv does not read pip's variables; its own win."""
 _STAND_IN = "INSTALLER-STAND-IN"
 _SCRIPT = """#!/bin/sh
 '''exec' "{python}" "$0" "$@"
@@ -150,7 +155,11 @@ def _stand_in(original: str, place: str) -> None:
 
 
 def _environment() -> Dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _MISLEADING}
+    env = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
+    translated = {_FOR_UV[name]: value for name, value in env.items() if name in _FOR_UV}
+    if "UV_FIND_LINKS" in translated:
+        translated["UV_FIND_LINKS"] = ",".join(translated["UV_FIND_LINKS"].split())
+    return {**translated, **env}
 
 
 def _run(words: List[str]) -> int:

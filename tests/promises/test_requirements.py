@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
 import hashlib
+import http.server
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -20,7 +24,6 @@ import pytest
 from tests.promises.test_docker import BASE, docker
 from tests.support.cli import Launcher
 from tests.support.git_server import commit
-from tests.support.web_server import Handler, web_server
 
 __all__ = ["docker"]
 SHOW = """
@@ -80,12 +83,7 @@ def job(request: pytest.FixtureRequest, launcher: Launcher, tmp_path: Path, whee
         (programs / "uv").symlink_to(Path(sys.executable).with_name("uv"))
     launcher.env |= {"VIRTUAL_ENV": str(base), "PATH": f"{programs}:/usr/bin:/bin"}
     launcher.env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
-    launcher.env |= {
-        "UV_NO_INDEX": "1",
-        "UV_FIND_LINKS": str(wheels),
-        "UV_CACHE_DIR": str(tmp_path / "uv"),
-        "UV_OFFLINE": "1",
-    }
+    launcher.env |= {"UV_CACHE_DIR": str(tmp_path / "uv")}
     launcher.env["LAUNCHER_STORE_TIMEOUT"] = "2s"
     return launcher
 
@@ -124,10 +122,13 @@ def test_what_is_missing_is_installed_once_and_what_is_there_is_not(job: Launche
     print(f"installed in a job of {first:.2f} s, found in one of {time.monotonic() - started:.2f} s")
     assert "are here from before" in output and "found top_level_only_in_env" in output and "Install" not in output
     # Commands: the environment's own, and those that were there before, which see what was installed.
-    for command in ("needy-cmd", "heavy-cmd"):
-        assert f"command of {command.removesuffix('-cmd')} 1.5" in run(job, code, command=(command,))
-    assert "Python" in run(job, code, command=("python", "--version"))
-    shown = run(job, code, command=("sh", "-c", "echo $VIRTUAL_ENV; echo x > $VIRTUAL_ENV/bin/x; exit 0"))
+    assert "command of needy 1.5" in run(job, code, command=("needy-cmd",))
+    shown = run(
+        job,
+        code,
+        command=("sh", "-c", "heavy-cmd; python --version; echo $VIRTUAL_ENV; echo x > $VIRTUAL_ENV/bin/x; true"),
+    )
+    assert "command of heavy 1.5" in shown and "Python 3" in shown
     assert place in shown and "Read-only file system" in shown
     assert "whole" in job("cache", "verify") and "environment" in job("cache", "list")
     # Another version than the interpreter's goes beside it.
@@ -225,24 +226,28 @@ def test_four_that_ask_at_once_install_once(job: Launcher, tmp_path: Path) -> No
 def test_an_installation_that_was_cut_off_is_never_used(
     launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
 ) -> None:
-    """An index that answers with the first package and then no more: the launcher is killed, or interrupted, meanwhile."""
-    import threading
-
+    """An index that does not answer for the second package: the launcher is killed, or interrupted, meanwhile."""
     asked, go_on = threading.Event(), threading.Event()
 
-    def answer(handler: Handler) -> bool:
-        if "/needy/" in handler.path:
-            asked.set()
-            go_on.wait(60)
-        return False
+    class Index(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith("/needy/"):
+                asked.set()
+                go_on.wait(60)
+            with contextlib.suppress(BrokenPipeError):  # Who asked is gone.
+                super().do_GET()
 
-    for path in wheels.iterdir():
-        name = path.name.split("-")[0]
-        (wheels / "simple" / name.replace("_", "-")).mkdir(parents=True, exist_ok=True)
-        path.rename(wheels / "simple" / name.replace("_", "-") / path.name)
-    with web_server(wheels) as server:
-        server.answer = answer
-        code = folder_of(tmp_path, f"--index-url {server.url}/simple\ntop_level_only_in_env\nneedy\n")
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    for path in [*wheels.iterdir()]:
+        place = wheels / "simple" / path.name.split("-")[0].replace("_", "-")
+        place.mkdir(parents=True, exist_ok=True)
+        path.rename(place / path.name)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Index, directory=wheels)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/simple"
+        code = folder_of(tmp_path, f"--index-url {url}\ntop_level_only_in_env\nneedy\n")
         words = ["training", "run", "j", "-u", str(code), "--launch", "exec", "--", "show.py", "needy"]
         process = launcher.start(*words)
         assert asked.wait(60)
@@ -258,6 +263,7 @@ def test_an_installation_that_was_cut_off_is_never_used(
         output = launcher(*words)
         assert "Installed 3 package(s)" in output and "found needy" in output, output
         assert "whole" in launcher("cache", "verify")
+        server.shutdown()
 
 
 def test_files_with_paths_make_an_environment_of_the_jobs_own(job: Launcher, tmp_path: Path, wheels: Path) -> None:
