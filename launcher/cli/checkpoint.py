@@ -128,6 +128,7 @@ def push(
         pushed = pushing.push_remote(store, name, found, NodeCache.open(settings, emit), **how)
     else:
         pushed = pushing.push(store, name, remote.local_path(source), selection=selection, **how)
+    completing.learn(store)
     if as_json:
         print_json(as_document(pushed) | {"repeated": pushed.repeated})
         return

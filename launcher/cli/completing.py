@@ -1,4 +1,4 @@
-"""What the shell offers after TAB: names of checkpoints, jobs, secrets and storages, from what lies on this machine.
+"""What the shell offers after TAB: names of checkpoints, datasets, jobs, secrets and storages, from what lies on this machine.
 
 No store is asked: checkpoints are those of the catalog's copy that the last command left here. Whatever goes wrong, nothing is
 offered: an error would be written into the line that somebody is typing.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from launcher.settings import Settings
+    from launcher.store.reading import Reader
 
 _MOST = 1000
 """Words that a shell is given."""
@@ -46,6 +47,17 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """Click's own function for bash gives it the words as bash divides them."""
 
 
+def learn(store: Reader, *, new: bool = False) -> None:
+    """Brings this machine's copy of the catalog to now, where it has one (or a `new` one): what was just pushed is offered. It is
+    no matter where that fails."""
+    from launcher.errors import LauncherError
+    from launcher.store import catalog
+
+    with contextlib.suppress(LauncherError):
+        if new or catalog.is_kept(store):
+            catalog.refresh(store)
+
+
 def checkpoints(ctx: click.Context, param: click.Parameter, incomplete: str) -> Sequence[str | CompletionItem]:
     """References: names, NAME@vN after an `@`, job:JOB, paths."""
     if incomplete.startswith(("/", "./", "../", "~")):
@@ -53,6 +65,11 @@ def checkpoints(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
         return [CompletionItem(incomplete, type="file")]
     return _items(ctx, incomplete, lambda settings: _references(settings, incomplete))
+
+
+def datasets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Datasets of the store, and NAME@vN after an `@`."""
+    return _items(ctx, incomplete, lambda settings: _names(_lines(settings, "/datasets"), incomplete))
 
 
 def jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -90,9 +107,13 @@ def _items(ctx: click.Context, incomplete: str, words: Callable[[Settings], Iter
 def _references(settings: Settings, incomplete: str) -> list[str]:
     if "job:".startswith(incomplete[:4]) and len(incomplete) >= 3:
         return [f"job:{each}" for each in [*_jobs(settings), *_writers(settings)]]
+    return _names(_lines(settings), incomplete)
+
+
+def _names(lines: Iterable[bytes], incomplete: str) -> list[str]:
     name, at, _ = incomplete.rpartition("@")
     begin = (name if at else incomplete).encode()
-    found = [line for line in _lines(settings) if line.startswith(begin, _NAME)]
+    found = [line for line in lines if line.startswith(begin, _NAME)]
     words = {line[_NAME : line.index(b'"', _NAME)].decode() for line in found}
     if at and name in words:
         exactly = begin + b'",'
@@ -106,12 +127,12 @@ def _writers(settings: Settings) -> list[str]:
     return [each.decode() for each in found if each]
 
 
-def _lines(settings: Settings) -> list[bytes]:
-    """Of the catalog: `["<id>","<name>",<version>,…,"<job>"]` each."""
+def _lines(settings: Settings, below: str = "") -> list[bytes]:
+    """Of the catalog of the store, or of the one `below` it: `["<id>","<name>",<version>,…,"<job>"]` each."""
     from launcher.store import catalog
     from launcher.transfer.places import canonical
 
-    return catalog.kept(settings.cache_dir, canonical(settings.store)).splitlines()
+    return catalog.kept(settings.cache_dir, canonical(settings.store.rstrip("/") + below)).splitlines()
 
 
 def _jobs(settings: Settings) -> list[str]:

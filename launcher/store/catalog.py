@@ -130,6 +130,11 @@ def refresh(store: Reader) -> Lines:
     return lines
 
 
+def is_kept(store: Reader) -> bool:
+    """Whether this node has a copy of the store's lines."""
+    return store.index is not None and os.path.exists(path(os.path.dirname(store.index), store.url))
+
+
 def kept(cache_dir: str, url: str) -> bytes:
     """This node's copy of a store's lines, as it was left: for completion, which asks no store. Empty where there is none."""
     try:
