@@ -3,8 +3,8 @@
     python -m tests.campaigns.catalog [--count 100000] [--versions 1000] [--rounds 5] [--seed 1] [--store URL] [--built]
 
 Writes the objects of such a store directly, many at a time: jobs of 50 checkpoints over two years, and one name with so many
-versions. Without --store in an S3 server of its own (SeaweedFS); --built: it is there from an earlier call with the same numbers.
-Then it runs the command line as a person does and prints the median of the rounds, start of Python and all, against the bar.
+versions. Without --store in an S3 server of its own (SeaweedFS); --built: it is there from an earlier call of the same day with
+the same numbers. Then it runs the command line as a person does and prints the median of the rounds, start of Python and all, against the bar.
 What is listed must be what was written, after every step: also with the node's index cut, damaged or of another moment, with the
 store's summaries gone, and after a commit and a delete by another node.
 """
@@ -63,7 +63,7 @@ class Figure:
 def written(count: int, versions: int, seed: int) -> Iterator[tuple[Manifest, int]]:
     """The checkpoints of the store, in the order of time."""
     chance = random.Random(seed)
-    now = time.time() - 2 * catalog.MARGIN
+    now = time.time() // 86400 * 86400 - catalog.MARGIN  # The same checkpoints all day long.
     popular = set(chance.sample(range(count), versions))
     number = {POPULAR: 0}
     for index in range(count):
