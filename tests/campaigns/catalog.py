@@ -4,9 +4,9 @@
 
 Writes the objects of such a store directly, many at a time: jobs of 50 checkpoints over two years, and one name with so many
 versions. Without --store in an S3 server of its own (SeaweedFS); --built: it is there from an earlier call of the same day with
-the same numbers. Then it runs the command line as a person does and prints the median of the rounds, start of Python and all, against the bar.
-What is listed must be what was written, after every step: also with the node's index cut, damaged or of another moment, with the
-store's summaries gone, and after a commit and a delete by another node.
+the same numbers. Then it runs the command line as a person does and prints the median of the rounds, start of Python and all,
+against the bar. What is listed must be what was written, after every step: also with the node's index cut, damaged or of another
+moment, with the store's summaries gone, and after a commit and a delete by another node.
 """
 
 from __future__ import annotations
