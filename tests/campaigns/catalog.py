@@ -161,8 +161,12 @@ def campaign(
     for what, words in (
         ("a name", ("inspect", one.name)),
         (f"a name with {sum(each.name == POPULAR for each, _ in made)} versions", ("inspect", POPULAR)),
-        ("one of its versions", ("inspect", f"{POPULAR}@v7")),
+        ("a version of that name", ("inspect", f"{POPULAR}@v7")),
         ("the beginning of an id", ("inspect", one.id[:23])),
+        (
+            "an id of that name",
+            ("inspect", next(each.id for each, number in made if (each.name, number) == (POPULAR, 7))),
+        ),
         ("the newest of a job", ("inspect", f"job:{one.name.partition('/')[0]}")),
     ):
         yield Figure(
