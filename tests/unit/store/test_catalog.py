@@ -39,8 +39,10 @@ def remove_all(store: Store, prefix: str) -> None:
 
 
 def test_a_summary_says_what_the_manifest_says(store: Store) -> None:
-    made = commit(store, "j/a", {"x": b"12345"}, job="j", facts=Facts(step=7))
+    parents = (new_id(), new_id())
+    made = commit(store, "j/a", {"x": b"12345"}, job="j", facts=Facts(step=7), parents=parents)
     (found,) = catalog.refresh(store).summaries()
+    assert found.parents == parents
     assert found == summary.of_manifest(made.manifest, 1)
     assert (found.name, found.version, found.size, found.step, found.job) == ("j/a", 1, 5, 7, "j")
 
