@@ -66,6 +66,8 @@ class Prepared:
     env: dict[str, str]
     work_dir: str
     output: str
+    others: str
+    """Where the job writes what is no checkpoint."""
     protection: Protection
     provided: tuple[Provided, ...]
     spool: Path
@@ -143,9 +145,10 @@ def prepare(
     emit: Emit,
     *,
     stop: Callable[[], None],
+    trial: bool = False,
 ) -> Prepared:
     """Provides the inputs and the folders: what all attempts share, see `of_attempt`. What it makes lies in the job folder
-    and the node cache.
+    and the node cache; of a `trial` in `folder` alone: inputs are where they would be.
 
     `stop` is called often during a download, and raises to end it; what has come is kept for the next one.
     """
@@ -154,20 +157,26 @@ def prepare(
     input_dir, output = directories.find(spec, settings, environ, folder)
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
-    provided = provide(
-        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING,
-        _lazily(spec, settings, folder, possible, emit), stop=stop,
-    )  # fmt: skip
+    lazily = _lazily(spec, settings, folder, possible, emit)
+    if trial:
+        provided = [choose.expected(each, cache)[0] for each in checked.chosen]
+    else:
+        provided = provide(
+            spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING, lazily,
+            stop=stop,
+        )  # fmt: skip
     work_dir = checked.work_dir
     if spec.repository_url:
         work_dir = str(folder.path / "source")
         source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
         if spec.runner != "docker":
             torchrun.check_command(spec.command, work_dir)
+    others = directories.others(spec, environ, folder)
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
+        "FLEXAI_OUTPUT_DIR": docker.OTHERS if in_container else str(others),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
         "LAUNCHER_STOP_FILE": f"{docker.LOGS}/{stop_file.name}" if in_container else str(stop_file),
@@ -193,13 +202,13 @@ def prepare(
         input=str(input_dir),
         mounts=mounts,
         hide=tuple(sorted(hide)),
-        caches=() if in_container else library_caches(whole, cache.folder),
+        caches=() if in_container or trial else library_caches(whole, cache.folder),
         lazy={at(each.chosen.names[0]): each.lazy.control for each in provided if each.lazy},
     )
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
     held: list[Held] = [held for each in provided for held in (each.lease, each.lazy) if held]
-    if mounts and spec.input_writable:
+    if mounts and spec.input_writable and not trial:
         view = View(folder.path / "view")
         held.append(view)
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
@@ -210,6 +219,7 @@ def prepare(
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
+        others=str(others),
         protection=shield,
         provided=tuple(provided),
         spool=folder.path / "spool",
@@ -344,7 +354,7 @@ def _writable(
 def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: int) -> dict[str, Any]:
     user, uid, gid = docker.user_of(spec.user)
     if uid is not None and os.geteuid() == 0:
-        for path in (prepared.output, prepared.logs):
+        for path in (prepared.output, prepared.others, prepared.logs):
             directories.give(path, uid, gid if gid is not None else -1)
     return docker.plan(
         image=spec.image,
@@ -356,6 +366,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         inputs=prepared.mounts,
         writable=prepared.protection.views,
         output=prepared.output,
+        others=prepared.others,
         logs=str(prepared.logs),
         agent=torchrun.AGENT,
         user=user,

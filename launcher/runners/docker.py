@@ -24,6 +24,7 @@ from launcher.runners.running import Exit
 
 INPUT = mentions.CONTRACT
 OUTPUT = "/output-checkpoint"
+OTHERS = "/output"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
 LOGS = "/run/launcher/logs"
@@ -65,6 +66,7 @@ def plan(
     inputs: Sequence[tuple[str, str]],
     writable: Collection[str],
     output: str,
+    others: str,
     logs: str,
     agent: str,
     user: str,
@@ -80,6 +82,7 @@ def plan(
         for source, target in inputs
     ]
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": others, "Target": OTHERS, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
