@@ -108,8 +108,8 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     stops = Stops(signals, grace=spec.grace)
     store = Store.open(settings, environ, look_only=True)
-    checked = check(spec, settings, environ, store, emit)
     _check_place(settings, store)
+    checked = check(spec, settings, environ, store, emit)
     _check_running(spec, settings)
     _check_port(spec)
     cache = NodeCache.open(settings)
@@ -118,7 +118,7 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
         missing[checked.resume.text] = choose.expected(checked.resume, cache)[1]
     disk = _disk(settings, cache, sum(missing.values()))
     with tempfile.TemporaryDirectory(prefix="launcher-plan-") as scratch:
-        folder = JobFolder(Path(os.path.realpath(scratch), "job"))
+        folder = JobFolder(Path(os.path.realpath(scratch), _ID))
         (folder.path / "logs").mkdir(parents=True)
         inside = msgspec.structs.replace(
             settings,

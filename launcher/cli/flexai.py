@@ -46,7 +46,6 @@ def translated(ctx: click.Context, flags: dict[str, Any]) -> dict[str, Any]:
             hint="They mean the same: leave one out.",
         )
     flags["repository_revision"] = flags["repository_revision"] or revision
-    say = console(ctx)
     if runtime and flags["image"] not in (None, runtime):
         raise UsageError(
             what=f"--runtime {runtime} and --image {flags['image']} differ.", hint="They mean the same: leave one out."
@@ -55,11 +54,11 @@ def translated(ctx: click.Context, flags: dict[str, Any]) -> dict[str, Any]:
         flags["image"] = runtime
     elif runtime:
         text = f"--runtime {runtime}: the job runs in this machine's own environment (--runner docker takes it as the image)"
-        say(event("runtime-unused", text, "warning"))
+        console(ctx)(event("runtime-unused", text, "warning"))
     if affinity:
         if "=" not in affinity:
             raise UsageError(what=f"--affinity {affinity}: write K=V, such as cluster=ID.")
-        say(event("affinity-unused", f"--affinity {affinity}: there is this machine alone", "warning"))
+        console(ctx)(event("affinity-unused", f"--affinity {affinity}: there is this machine alone", "warning"))
     return flags
 
 
