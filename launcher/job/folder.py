@@ -6,7 +6,7 @@
   events.jsonl    every event, appended
   result.json     Outcome of the last attempt
   logs/           job.log (all output as it came), job.times (when it was how long), attempt-N/ (what torchrun keeps of
-                  each rank)
+                  each rank), launcher.log (the launcher's own lines, of a detached job)
   input-checkpoint/  output-checkpoint/  output/
   spool/          captures that are not stored yet
   salvage/        attempt-N/: what would have misled attempt N in the output directory
