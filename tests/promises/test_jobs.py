@@ -74,8 +74,9 @@ def test_what_keeps_a_detached_job_from_starting_is_said_before_it_returns(launc
     assert states(launcher, "full") == ["pending", "scheduling", "building", "rejected"]
 
 
-def test_ctrl_c_before_a_detached_job_is_up_leaves_none(
-    launcher: Launcher, s3_server: S3Server, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_before_a_detached_job_is_up_ctrl_c_ends_it_and_a_closed_terminal_does_not(
+    launcher: Launcher, s3_server: S3Server, tmp_path: Path, number: signal.Signals
 ) -> None:
     proxy = FaultProxy(s3_server.endpoint)
     try:
@@ -88,9 +89,13 @@ def test_ctrl_c_before_a_detached_job_is_up_leaves_none(
         process = launcher.start("training", "run", "j", "--detach", "-C", "base", "--", "true")
         proxy.rules[0].wait(1, deadline=60)
         assert state(launcher, "j") == "building"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)
-        assert process.returncode == 75 and "Stopped by SIGINT before the job started" in output
+        if number == signal.SIGHUP:
+            assert process.returncode == -number and state(launcher, "j") == "building"
+            launcher("training", "stop", "j")
+        else:
+            assert process.returncode == 75 and "Stopped by SIGINT before the job started" in output
         assert state(launcher, "j") == "stopped"
     finally:
         proxy.stop()
