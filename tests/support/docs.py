@@ -12,12 +12,13 @@ import msgspec
 
 from launcher import result, settings
 from launcher.errors import LauncherError, tree
-from launcher.job import record, restarts, spec
+from launcher.job import record, restarts, spec, states
 from tests.support.cli import ROOT
 
 ERRORS = ROOT / "docs/errors.md"
 SETTINGS = ROOT / "docs/settings.md"
 VERDICT = ROOT / "docs/verdict.md"
+JOBS = ROOT / "docs/jobs.md"
 SCHEMA = ROOT / "docs/result.schema.json"
 
 
@@ -82,12 +83,20 @@ def verdict_page() -> str:
     for name, field in schema()["$defs"]["Result"]["properties"].items():
         rows.append(f"| `{name}` | {_type(field)} | {field['description']} |")
     retried = [line for line in (restarts.__doc__ or "").splitlines() if line.startswith("|")]
-    page = VERDICT.read_text()
-    for name, lines in (("retried", retried), ("fields", rows)):
-        before, mark, rest = page.partition(f"<!-- {name}: ")
-        end = rest.index("<!-- end -->")
-        page = before + mark + "\n".join([rest.partition("\n")[0], *lines, rest[end:]])
-    return page
+    return _filled(_filled(VERDICT.read_text(), "retried", retried), "fields", rows)
+
+
+def jobs_page() -> str:
+    """docs/jobs.md with the states as the code has them."""
+    rows = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
+    return _filled(JOBS.read_text(), "states", rows)
+
+
+def _filled(page: str, name: str, lines: list[str]) -> str:
+    """The page with these lines between `<!-- name: … -->` and the next `<!-- end -->`."""
+    before, mark, rest = page.partition(f"<!-- {name}: ")
+    end = rest.index("<!-- end -->")
+    return before + mark + "\n".join([rest.partition("\n")[0], *lines, rest[end:]])
 
 
 def _type(field: dict[str, Any]) -> str:
@@ -127,7 +136,7 @@ def main() -> None:
         path.write_text(page())
 
 
-PAGES = {ERRORS: errors_page, SETTINGS: settings_page, SCHEMA: schema_page, VERDICT: verdict_page}
+PAGES = {ERRORS: errors_page, SETTINGS: settings_page, SCHEMA: schema_page, VERDICT: verdict_page, JOBS: jobs_page}
 
 
 if __name__ == "__main__":
