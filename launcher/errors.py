@@ -31,6 +31,7 @@
     │   ├── EngineUnavailable             the container engine
     │   └── TooFewAccelerators
     ├── AccessDenied                 77
+    ├── TagMoved                     75   by somebody else at the same time; retryable
     ├── Preempted                    75   stopped before the job started; retryable
     ├── StillRunning                 75   it was waited for, and has not ended; retryable
     └── CommandNotFound             127   and CommandNotExecutable, 126: the job itself could not start
@@ -300,6 +301,16 @@ class AccessDenied(LauncherError):
     kind = "access-denied"
     exit_code = 77
     message = "Access to {what} was refused: {cause}."
+
+
+class TagMoved(LauncherError):
+    """Somebody else moved the tag at the same time, and was first."""
+
+    kind = "tag-moved"
+    exit_code = 75
+    retryable = True
+    message = "{tag} was moved to {place} by somebody else at the same time; nothing was changed."
+    default_hint = "Look where it is now (launcher checkpoint tags --history), and move it if it is still wrong."
 
 
 class Preempted(LauncherError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import confirm, console, current, json_option, print_json, print_table
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def push(
     texts = [f"storage:{storage}/{source_path}"] if storage else files
     sources = [dataset.source(each, selection, settings, environ) for each in texts]
     cache = NodeCache.open(settings, emit)
-    pushed = dataset.push_dataset(_open(ctx), name, sources, selection, cache, settings, emit)
+    store = _open(ctx)
+    pushed = dataset.push_dataset(store, name, sources, selection, cache, settings, emit)
+    completing.learn(store)
     if as_json:
         print_json(_document(pushed) | {"repeated": pushed.repeated})
         return
@@ -94,6 +97,7 @@ def list_datasets(ctx: click.Context, as_json: bool) -> None:
 
     store = _open(ctx)
     found = store.checkpoints()
+    completing.learn(store, new=True)
     unfinished = _unfinished(ctx, store, found)
     if as_json:
         print_json([*(_document(each) for each in found), *unfinished])
@@ -117,7 +121,7 @@ def list_datasets(ctx: click.Context, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.datasets)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
@@ -153,7 +157,7 @@ def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.datasets)
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
 @click.pass_context
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
@@ -171,7 +175,7 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.datasets)
 @click.option("--read-data", is_flag=True, help="Read every byte and compare digests.")
 @json_option
 @click.pass_context
@@ -202,7 +206,7 @@ def verify(ctx: click.Context, ref: str, read_data: bool, as_json: bool) -> None
 
 
 @group.command()
-@click.argument("refs", nargs=-1, required=True, metavar="REF…")
+@click.argument("refs", nargs=-1, required=True, metavar="REF…", shell_complete=completing.datasets)
 @click.option("--force", is_flag=True, help="Also what a job was started with.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
