@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from launcher import attempt as attempts
 from launcher import report, resume, secrets
 from launcher.attempt import Job
-from launcher.errors import LauncherError
-from launcher.events import Console, JsonLines, Redactor, to_all
+from launcher.errors import LauncherError, ServerSilent
+from launcher.events import Console, Emit, JsonLines, Redactor, silent, to_all
 from launcher.health import Health
 from launcher.inputs import refused
 from launcher.inputs.cache import leases
@@ -39,8 +39,15 @@ from launcher.store.store import Store
 from launcher.verdict import Evidence
 
 
-def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
-    """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
+def run(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    signals: Signals,
+    also: Callable[[JobFolder], Emit] = lambda folder: silent,
+) -> Outcome:
+    """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder.
+    Raises LauncherError for what is wrong before that."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
@@ -52,7 +59,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
         stops.check()
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)
-        health.record, health.emit = record, to_all(console, events, health)
+        health.record, health.emit = record, to_all(console, events, health, also(folder))
         outcome = _attempts(
             Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit)
         )
@@ -176,6 +183,11 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             running, timeout=spec.stall_timeout, grace=spec.grace, ranks=prepared.command.ranks, log=evidence.log,
             output=prepared.output, emit=emit,
         )  # fmt: skip
+    answering = None
+    if spec.kind == "inference":
+        running = answering = attempts.answering(
+            job, running, prepared, changed=lambda: report.answers(record, folder, emit)
+        )
     ended = supervise(
         running,
         stops,
@@ -202,7 +214,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     if ended.code and prepared.mounts and not spec.input_writable:
         if hint := refused.look(evidence.log, attempt.log_start, [target for _, target in prepared.mounts]):
             emit(hint)
-    changed = attempts.verify(prepared, running, settings)
+    changed: LauncherError | None = attempts.verify(prepared, running, settings)
+    if answering and answering.trouble and not stop:
+        changed = changed or ServerSilent(cause=answering.trouble, job=spec.name)
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, secrets
+from launcher import directories, model_folder, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -180,6 +180,8 @@ def prepare(
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
+    if spec.kind == "inference":
+        env |= _served(spec, folder, provided, [at(each.chosen.names[0]) for each in provided])
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
     inherited = {"HOME": "/tmp"} if in_container else dict(environ)
@@ -206,7 +208,7 @@ def prepare(
     if not in_container and (any(each.linked for each in provided) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, folder.path / "logs"),
+        command=_command(spec, checked, folder.path / "logs", env),
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
@@ -235,7 +237,7 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    exact = dataclasses.replace(prepared, command=_command(spec, checked, inside), env=kept | own, logs=logs)
+    exact = dataclasses.replace(prepared, command=_command(spec, checked, inside, kept), env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
         exact = dataclasses.replace(exact, stop_file=logs / prepared.stop_file.name)
@@ -246,10 +248,21 @@ def of_attempt(
     return exact
 
 
-def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
+def _served(spec: JobSpec, folder: JobFolder, provided: Sequence[Provided], targets: Sequence[str]) -> dict[str, str]:
+    """Makes the model's folder for a server, and returns the variables that it gets. In a container it has to listen at every
+    address: the engine publishes its port at the one that was asked for."""
+    models = folder.path / "models"
+    model_folder.make(models, spec.name, provided, targets)
+    if spec.runner != "docker":
+        return model_folder.variables(spec.name, str(models), targets, spec.host, spec.port)
+    host = spec.host if spec.network == "host" else "0.0.0.0"
+    return model_folder.variables(spec.name, docker.MODELS, targets, host, spec.port)
+
+
+def _command(spec: JobSpec, checked: Checked, logs: Path, env: Mapping[str, str]) -> CommandLine:
     in_container = spec.runner == "docker"
     return torchrun.command_line(
-        spec.command,
+        model_folder.expand(spec.command, spec.name, env) if spec.kind == "inference" else spec.command,
         accels=spec.accels,
         launch=spec.launch,
         python=docker.PYTHON if in_container else checked.python,
@@ -363,6 +376,8 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
         secrets=prepared.handover.source if prepared.handover else "",
+        models=str(folder.path / "models") if spec.kind == "inference" else "",
+        publish=(spec.host, spec.port) if spec.kind == "inference" else None,
     )
 
 

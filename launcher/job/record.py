@@ -68,6 +68,24 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why a read of a lazy input failed."""
 
 
+class Server(msgspec.Struct, kw_only=True):
+    """What an inference job serves, and whether it answers."""
+
+    url: str
+    health: str
+    """The URL that is asked whether it answers."""
+    state: Literal["starting", "ready", "silent", "ended"] = "starting"
+    """silent: it answered, and does not any more."""
+    since: float = 0.0
+    """Unix seconds: when it came to be so."""
+    answered: float | None = None
+    """Unix seconds: when it answered first."""
+    model: str = ""
+    """The model's name in requests, where the server has OpenAI's interface."""
+    chat: bool = False
+    """The checkpoint says how a chat becomes a prompt."""
+
+
 class Attempt(msgspec.Struct, kw_only=True):
     """One execution of a job."""
 
@@ -99,6 +117,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Of checkpoints, to the store."""
     bytes_saved: int = 0
     """Of checkpoints: what the store had already, from the one before."""
+    server: Server | None = None
+    """Of an inference job."""
     outcome: Outcome | None = None
 
 

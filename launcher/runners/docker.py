@@ -27,6 +27,7 @@ OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
 LOGS = "/run/launcher/logs"
+MODELS = "/run/launcher/models"
 PYTHON = "python3"
 _PIDS = 32768
 _NOBODY = 65534
@@ -72,9 +73,12 @@ def plan(
     shm_size: int,
     gpus: int,
     secrets: str = "",
+    models: str = "",
+    publish: tuple[str, int] | None = None,
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are."""
+    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are. `models`:
+    the folder with a server's model; `publish`: the address of this machine, and the port there and in the container."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
@@ -85,6 +89,8 @@ def plan(
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
         binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
+    if models:
+        binds.append({"Type": "bind", "Source": models, "Target": MODELS, "ReadOnly": True})
     request: dict[str, Any] = {
         "image": image,
         "name": name,
@@ -103,6 +109,8 @@ def plan(
     }
     if network:
         request["network"] = network
+    if publish and network != "host":
+        request["ports"] = {f"{publish[1]}/tcp": publish}
     if gpus:
         request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
     return request
