@@ -25,7 +25,6 @@ from launcher.errors import CheckpointNotFound, LauncherError, LocalResourceErro
 from launcher.events import Emit, event
 from launcher.inputs import choose
 from launcher.inputs.choose import Chosen
-from launcher.inputs.selection import Selection
 from launcher.job.spec import JobSpec
 from launcher.runners import docker
 from launcher.settings import Settings
@@ -131,6 +130,10 @@ def complete(
                 f"{look.chosen.text} is an adapter: {{checkpoint}} is it alone, {{model}} with its base in one folder"
             )
             emit(event("adapter-alone", text, "warning"))
+    if look.chosen.folder and len(spec.checkpoint) == 1:
+        spec = msgspec.structs.replace(
+            spec, only="all"
+        )  # A selection would be copied; the folder itself is just there.
     return msgspec.structs.replace(spec, port=_port(spec.host, spec.port))
 
 
@@ -146,6 +149,8 @@ def _with_server(spec: JobSpec, runtime: Runtime, environ: Mapping[str, str], *,
         python = docker.PYTHON if spec.runner == "docker" else devices.interpreter(environ)
         if spec.runner != "docker":
             _require(python, environ, *(("peft",) if adapter else ()))
+            # Of SIGINT it makes click's Abort, with code 1.
+            spec = msgspec.structs.replace(spec, rewrite=spec.rewrite or ("INT:TERM",))
         # Without peft, transformers would serve the base alone, and not say so.
         words = (python, "-c", f"import peft; {_START}" if adapter else _START, "{models}", "serve", "{name}")
     env = {} if "HF_TOKEN" in spec.secret else {key: value for key, value in _ALONE.items() if key not in environ}
@@ -176,7 +181,7 @@ def _look(
     text: str, store: Store, settings: Settings, environ: Mapping[str, str], *, any_format: bool = False
 ) -> _Look:
     """What an input is. Raises NotReady where nothing can serve it, and what `choose` raises."""
-    (chosen,) = choose.choose((text,), store, settings, environ, Selection(only="inference"))
+    (chosen,) = choose.choose((text,), store, settings, environ)
     if chosen.manifest:
         files = tuple(file.path for file in chosen.manifest.files)
         look = _Look(chosen, chosen.manifest.format, chosen.manifest.facts, chosen.manifest.ready, files)

@@ -109,7 +109,9 @@ def serve(
             def follow(folder: JobFolder) -> Emit:
                 def up(event: Event) -> None:
                     if background and event.kind == "server-ready":
-                        background.up(folder.path / "logs" / "launcher.log", "")
+                        background.up(
+                            folder.path / "logs" / "launcher.log", f"Its log: launcher inference logs {name} -f"
+                        )
 
                 return up
 

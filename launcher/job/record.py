@@ -11,6 +11,7 @@ from launcher.job.failure import Failure
 from launcher.job.spec import JobSpec
 
 Origin = Literal["job", "launcher", "platform"]
+ServerState = Literal["starting", "ready", "silent", "ended"]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ class Server(msgspec.Struct, kw_only=True):
     url: str
     health: str
     """The URL that is asked whether it answers."""
-    state: Literal["starting", "ready", "silent", "ended"] = "starting"
+    state: ServerState = "starting"
     """silent: it answered, and does not any more."""
     since: float = 0.0
     """Unix seconds: when it came to be so."""

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from launcher.events import Emit, event
-from launcher.job.record import Server
+from launcher.job.record import Server, ServerState
 from launcher.runners.ending import Ending
 from launcher.runners.running import Exit, Running
 from launcher.text import duration
 
-_OFTEN, _SELDOM = 0.2, 5.0
-"""Seconds between two questions: until it answers, and from then on."""
+_OFTEN, _AGAIN, _SELDOM = 0.2, 1.0, 15.0
+"""Seconds between two questions: until it answers, after an answer that did not come, and while it answers."""
 _PATIENCE = 5.0
 """Seconds that one answer may take."""
 _MISSED = 3
@@ -61,7 +61,6 @@ class Answering(Ending):
         server = self._server
         if self._answers and server.state != "ready":
             server.model = self._model
-            server.answered = server.answered or time.time()
             self._note("ready")
         elif server.state == "ready" and self._missed >= _MISSED:
             text = f"{server.health} does not answer any more: {self._reason}"
@@ -72,8 +71,10 @@ class Answering(Ending):
             self._emit(event("server-silent", f"The server is ended: {words}", "warning"))
             self.give_up(words)
 
-    def _note(self, state: str) -> None:
-        self._server.state, self._server.since = state, time.time()  # type: ignore[assignment]
+    def _note(self, state: ServerState) -> None:
+        self._server.state, self._server.since = state, time.time()
+        if state == "ready" and self._server.answered is None:
+            self._server.answered = self._server.since
         self._changed()
 
     def _ask(self) -> None:
@@ -90,7 +91,7 @@ class Answering(Ending):
             self._missed = 0 if well else self._missed + 1
             self._reason = reason or self._reason
             self._answers = well or (self._answers and self._missed < _MISSED)
-            if self._over.wait(_SELDOM if self._answers else _OFTEN):
+            if self._over.wait(_OFTEN if not self._answers else _AGAIN if self._missed else _SELDOM):
                 return
 
 
