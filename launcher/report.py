@@ -310,7 +310,8 @@ def closing(store: Store, record: JobRecord) -> str:
         total += manifest.size
         step = f"step {manifest.facts.step}" if manifest.facts.step is not None else manifest.format
         rows.append(f"  {manifest.name}  {step}, {size(manifest.size)}")
-    lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
+    if rows or record.spec.kind != "inference":
+        lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
     if attempt.bytes_saved:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]

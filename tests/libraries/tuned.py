@@ -1,6 +1,6 @@
-"""Of the input model, what can be served, and what can not: `full` is another model of the same shape, `adapter` a LoRA adapter of
-the input, `sharded` a state in torch.distributed.checkpoint's files, `optimizer` an optimizer's state alone. What the base, the
-full model and the adapter answer to a chat is printed, as transformers and peft have them in memory."""
+"""Of the input model, what can be served, and what can not: `full` is another model of the same shape, `adapter` a LoRA adapter
+of the input, `sharded` a state in torch.distributed.checkpoint's files, `optimizer` an optimizer's state alone. What the base,
+the full model and the adapter answer to a chat is printed, as transformers and peft have them in memory."""
 
 import json
 import os
