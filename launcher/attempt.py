@@ -115,8 +115,8 @@ def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder
 
 
 def answering(job: Job, running: Running, prepared: Prepared, changed: Callable[[], None]) -> Answering:
-    """An inference job's server, asked whether it answers; the record's attempt has the state, and `changed` is called when
-    that is another one."""
+    """An inference job's server, asked whether it answers; the record's attempt has the state, and `changed` is called for
+    each new one."""
     spec, attempt = job.spec, job.record.attempts[-1]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(spec.host, spec.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{spec.port}"
@@ -124,6 +124,7 @@ def answering(job: Job, running: Running, prepared: Prepared, changed: Callable[
         url=url, health=url + (spec.health or "/health"), since=time.time(),
         chat=model_folder.has_chat_template(prepared.provided),
     )  # fmt: skip
+    changed()
     return Answering(
         running, attempt.server, timeout=spec.ready_timeout, grace=spec.grace, any_page=not spec.health, emit=job.emit,
         changed=changed,

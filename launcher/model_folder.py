@@ -57,7 +57,7 @@ def expand(command: Sequence[str], name: str, env: Mapping[str, str]) -> tuple[s
 def has_chat_template(provided: Sequence[Provided]) -> bool:
     """Whether one of them says how a chat becomes a prompt; without that, servers only complete a text."""
     for each in provided:
-        if os.path.exists(os.path.join(each.path, _TEMPLATE)):
+        if _TEMPLATE in _entries(each):
             return True
         try:
             content = json.loads(Path(each.path, _TOKENIZER).read_text())

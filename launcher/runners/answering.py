@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from launcher.events import Emit, event
@@ -59,7 +61,7 @@ class Answering(Ending):
 
     def look(self, now: float) -> None:
         server = self._server
-        if self._answers and server.state != "ready":
+        if self._answers and server.state != "ready" and self._is_ours():
             server.model = self._model
             self._note("ready")
         elif server.state == "ready" and self._missed >= _MISSED:
@@ -70,6 +72,14 @@ class Answering(Ending):
             words = f"it did not answer at {server.health} for {duration(self._timeout)} ({self._reason})"
             self._emit(event("server-silent", f"The server is ended: {words}", "warning"))
             self.give_up(words)
+
+    def _is_ours(self) -> bool:
+        """Whether it is the job that listens there: two that are started at the same time for one port both find it free."""
+        found = _listeners(urlsplit(self._server.url).port or 80)
+        ours = _is_held(found, self._running.members()) if found else True
+        if not ours:
+            self._reason = "another process listens there"
+        return ours
 
     def _note(self, state: ServerState) -> None:
         self._server.state, self._server.since = state, time.time()
@@ -93,6 +103,32 @@ class Answering(Ending):
             self._answers = well or (self._answers and self._missed < _MISSED)
             if self._over.wait(_OFTEN if not self._answers else _AGAIN if self._missed else _SELDOM):
                 return
+
+
+def _listeners(port: int) -> set[str]:
+    """The sockets that listen at a port on this machine, as /proc/PID/fd names them; empty where that cannot be seen."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as file:
+            for fields in map(str.split, file):
+                if fields[3] == "0A" and fields[1].endswith(f":{port:04X}"):
+                    found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _is_held(sockets: set[str], pids: Sequence[int]) -> bool:
+    """Whether one of these processes has one of the sockets; also where that cannot be known, as of a container."""
+    for pid in pids:
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") in sockets:
+                        return True
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            return True
+    return not pids
 
 
 def _get(host: str, port: int, path: str) -> tuple[int, bytes]:

@@ -208,6 +208,38 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(served: Launcher) -
     assert not list((served.home / "data" / "jobs").glob("taken"))
 
 
+def test_a_server_of_somebody_else_at_the_port_is_no_answer(served: Launcher) -> None:
+    """Two are started for one port, at which nobody listens yet: the second must not take the first for its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    script = 'until [ -e "$0" ]; do sleep 0.05; done; exec "$@"'
+    names = ("one", "two")
+    gates = [served.home / f"gate-{name}" for name in names]
+    both = [
+        served.start("inference", "serve", name, "-C", "base", "--port", port, "--", "sh", "-c", script, gate, *FILES)
+        for name, gate in zip(names, gates)
+    ]
+    for process in both:
+        until(process, "runs:")
+    gates[0].touch()
+    until(both[0], "answers at")
+    gates[1].touch()
+    said, _ = both[1].communicate(timeout=60)
+    assert both[1].returncode == 1 and "Address already in use" in said and "answers at" not in said
+    served("inference", "stop", "one")
+    both[0].communicate(timeout=60)
+
+
+def test_the_base_of_a_folders_adapter_is_found_by_its_configuration(served: Launcher, tmp_path: Path) -> None:
+    served("checkpoint", "fetch", "tune/adapter", "--destination", tmp_path / "adapter")
+    words = ("inference", "serve", "local", "-C", tmp_path / "adapter", "--detach", "--", *FILES)
+    said = served(*words)
+    assert "by its configuration: base" in said and "{checkpoint} is it alone" in said
+    (attempt,) = served.json("inference", "inspect", "local")["attempts"]
+    assert [each["checkpoint"] is None for each in attempt["inputs"]] == [True, False]
+    assert "adapter_config.json" in get(attempt["server"]["url"] + "/")
+
+
 def test_any_command_gets_its_places_and_a_free_port(served: Launcher) -> None:
     said = served("inference", "serve", "files", "-C", "tune/full", "--detach", "--", *FILES)
     assert "Job files answers at" in said and "inference logs files -f" in said
@@ -241,8 +273,8 @@ def test_a_server_reads_its_variables_and_its_secret(served: Launcher) -> None:
 def test_a_stop_while_it_starts(served: Launcher, by: str) -> None:
     process = served.start("inference", "serve", "slow", "-C", "base", "--", "sh", "-c", "echo loading; exec sleep 600")
     until(process, "loading")
-    server = served.json("inference", "inspect", "slow")["attempts"][0]["server"]
-    assert server is None or server["state"] == "starting"
+    server = eventually(lambda: served.json("inference", "list")[-1]["server"], "the record says so")
+    assert server["state"] == "starting" and server["answered"] is None
     if by == "stop":
         served("inference", "stop", "slow")
     else:
