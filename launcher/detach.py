@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 
 class Background:
     """In the process that goes on: tells the one at the terminal that it may end."""
@@ -51,8 +49,8 @@ class Background:
 def detach() -> Background:
     """Goes on in a process of its own session, where it returns; at the terminal it does not return, but ends this process.
 
-    A stop (Ctrl-C, SIGTERM) that comes before the job is up is passed on: then there is no job. To be called by a process with
-    one thread, before it handles signals.
+    A stop (Ctrl-C, SIGTERM) that comes before the job is up is passed on: then there is no job. A terminal that is closed before
+    changes nothing. To be called by a process with one thread, before it handles signals.
     """
     told, tell = os.pipe()
     said, say = os.pipe()
@@ -76,8 +74,8 @@ def detach() -> Background:
 
 def _stay(pid: int, told: int, said: int) -> NoReturn:
     """At the terminal: shows what is said, until the job is up or the process has ended."""
-    for number in _STOPS:
-        signal.signal(number, lambda number, frame: os.kill(pid, number if number != signal.SIGHUP else signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: os.kill(pid, number))
     poll = select.poll()
     poll.register(said, select.POLLIN)
     poll.register(told, select.POLLIN)
@@ -87,7 +85,7 @@ def _stay(pid: int, told: int, said: int) -> NoReturn:
         if said in ready:
             data = os.read(said, 1 << 16)
             if data:
-                _show(data)
+                _show(data, sys.stderr.fileno())
             else:
                 poll.unregister(said)
         elif told in ready:
@@ -96,15 +94,15 @@ def _stay(pid: int, told: int, said: int) -> NoReturn:
             if not piece:
                 break
     if text:
-        _show(text + b"\n")
+        _show(text + b"\n", sys.stdout.fileno())
         os._exit(0)
     os._exit(_code(os.waitpid(pid, 0)[1]))
 
 
-def _show(data: bytes) -> None:
+def _show(data: bytes, fd: int) -> None:
     try:
         while data:
-            data = data[os.write(2, data) :]
+            data = data[os.write(fd, data) :]
     except OSError:
         pass
 
