@@ -93,8 +93,7 @@ def complete(
     """The job: with the base of an adapter as second input, the default server's command in place of `SERVER`, and a port.
 
     `base`: the reference of the base, where it is named; `runtime`: see `runtime_of`; `force`: a command of one's own may serve
-    what is not ready. Raises NotReady, UsageError, PortTaken,
-    LocalResourceError, CheckpointNotFound.
+    what is not ready. Raises NotReady, UsageError, PortTaken, LocalResourceError, CheckpointNotFound.
     """
     if len(spec.checkpoint) != 1:
         raise UsageError(
@@ -126,14 +125,11 @@ def complete(
         raise UsageError(what="--runtime chooses the server, and a command is given.", hint="Leave one of them out.")
     elif look.adapter and any("{checkpoint}" in word for word in spec.command):
         if not any(place in word for word in spec.command for place in ("{base}", "{model}")):
-            text = (
-                f"{look.chosen.text} is an adapter: {{checkpoint}} is it alone, {{model}} with its base in one folder"
-            )
+            text = f"{look.chosen.text} is an adapter: {{checkpoint}} is it alone, {{model}} with its base"
             emit(event("adapter-alone", text, "warning"))
     if look.chosen.folder and len(spec.checkpoint) == 1:
-        spec = msgspec.structs.replace(
-            spec, only="all"
-        )  # A selection would be copied; the folder itself is just there.
+        # A selection of its files would be copied; the folder itself is just there.
+        spec = msgspec.structs.replace(spec, only="all")
     return msgspec.structs.replace(spec, port=_port(spec.host, spec.port))
 
 
