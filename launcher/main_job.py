@@ -55,7 +55,7 @@ def run(
     with health.served(spec):
         store = Store.open(settings, environ)
         recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
-        checked = check(spec, settings, environ, store, console)
+        checked = check(spec, settings, environ, store, console, stop=stops.check)
         stops.check()
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)
@@ -109,7 +109,7 @@ def _attempts(job: Job) -> Outcome:
                 attempt.phases["prepare"] = time.time() - attempt.started
                 attempt.outcome = _run(job, exact, resumed)
             except LauncherError as error:
-                attempt.outcome = report.of_error(error)
+                attempt.outcome = report.of_error(error, job.redactor.text)
             attempt.ended = time.time()
             restart = None if job.stops.asked else restarts.decide(job.spec, job.record.attempts[started:])
             if restart is None or not attempts.pause(job, restart):

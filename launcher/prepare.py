@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, model_folder, secrets
+from launcher import directories, model_folder, requirements, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -27,6 +27,7 @@ from launcher.job.folder import JobFolder
 from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
+from launcher.requirements import Environment
 from launcher.runners import docker, identity, torchrun
 from launcher.runners.handover import Handover
 from launcher.runners.torchrun import CommandLine
@@ -57,6 +58,7 @@ class Checked:
     datasets: tuple[Chosen, ...] = ()
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
+    repository: source.Repository | None = None
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables of the job that are secrets: given to it, written nowhere."""
 
@@ -83,6 +85,8 @@ class Prepared:
     """Docker: what the engine is asked for."""
     handover: Handover | None = None
     """Docker: the variables that it is not told."""
+    environment: Environment | None = None
+    """The job's packages, where it asks for any."""
 
     @property
     def verdict(self) -> Path:
@@ -105,21 +109,34 @@ class Prepared:
         return tuple(each for each in self.provided for _ in each.chosen.names)
 
 
-def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
-    """Everything that can be known before anything long starts. Raises the error of what is wrong."""
+def check(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    store: Store,
+    emit: Emit,
+    *,
+    stop: Callable[[], None] = lambda: None,
+) -> Checked:
+    """Everything that can be known before anything long starts. Raises the error of what is wrong, and what `stop` raises: it
+    is called often while the code's repository is asked."""
     device, extra = devices.choose(spec, environ, emit)
     hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
-    commit = ""
+    commit, repository = "", None
     if spec.repository_url:
-        commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
+        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret)
+        repository = source.Repository(spec.repository_url, spec.repository_revision, token)
+        commit = source.check(repository, environ, timeout=settings.store_timeout, stop=stop)
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
     python = devices.interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
     elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
-    if not spec.repository_url and not elsewhere:
-        torchrun.check_command(spec.command, work_dir)
+    if not spec.repository_url:
+        needed = requirements.find(spec, work_dir)
+        if not elsewhere:
+            torchrun.check_command(spec.command, work_dir, programs=needed is None)
     if spec.input_mode == "lazy":
         from launcher.inputs import lazy
 
@@ -139,7 +156,9 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, hidden)
+    return Checked(
+        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, hidden
+    )
 
 
 def prepare(
@@ -165,18 +184,13 @@ def prepare(
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
     linkable = lambda: in_container or possible().rung in PREVENTING
+    work_dir, environment = _code(spec, settings, environ, folder, checked, cache, emit, stop=stop)
     lazily = _lazily(spec, settings, folder, possible, emit)
     provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
     datasets = []
     if checked.datasets:
         kept = Datasets.open(settings, environ)
         datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
-    work_dir = checked.work_dir
-    if spec.repository_url:
-        work_dir = str(folder.path / "source")
-        source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
-        if spec.runner != "docker":
-            torchrun.check_command(spec.command, work_dir)
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
@@ -204,8 +218,13 @@ def prepare(
         closed = lambda: bool(mounts) and possible().rung not in PREVENTING
         inherited |= identity.lacking(environ, (input_dir, dataset_dir), folder.path / "tmp", closed)
     whole = defaults | inherited | env | spec.env
+    if environment:
+        path = whole.get("PATH") or (docker.image(checked.client, spec.image)[1] if in_container else os.defpath)
+        whole |= environment.variables(path)
     every = (*provided, *datasets)
     hide = {path for each in every for path in each.same_bytes}
+    if environment and not in_container:
+        hide.add(environment.folder)
     shield = Protection(
         rungs=ways,
         inputs=(str(input_dir), *([str(dataset_dir)] if datasets else [])),
@@ -217,6 +236,7 @@ def prepare(
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
+    held += [environment.lease] if environment else []
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
         held.append(view)
@@ -224,7 +244,7 @@ def prepare(
     if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, folder.path / "logs", env),
+        command=_command(spec, checked, environment, folder.path / "logs", env),
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
@@ -238,7 +258,40 @@ def prepare(
         stop_file=stop_file,
         leases=tuple(held),
         handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
+        environment=environment,
     )
+
+
+def _code(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    folder: JobFolder,
+    checked: Checked,
+    cache: NodeCache,
+    emit: Emit,
+    *,
+    stop: Callable[[], None],
+) -> tuple[str, Environment | None]:
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for."""
+    work_dir = checked.work_dir
+    if checked.repository:
+        work_dir = str(folder.path / "source")
+        source.fetch(
+            checked.repository, checked.commit, Path(work_dir), environ,
+            timeout=settings.store_timeout, stop=stop, emit=emit,
+        )  # fmt: skip
+    needed, environment = requirements.find(spec, work_dir), None
+    if checked.repository and spec.runner != "docker":
+        torchrun.check_command(spec.command, work_dir, programs=needed is None)
+    if needed:
+        environment = requirements.provide(
+            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.secrets, work_dir=work_dir,
+            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+        )  # fmt: skip
+        if spec.runner != "docker":
+            torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
+    return work_dir, environment
 
 
 def of_attempt(
@@ -254,7 +307,8 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    exact = dataclasses.replace(prepared, command=_command(spec, checked, inside, kept), env=kept | own, logs=logs)
+    command = _command(spec, checked, prepared.environment, inside, kept)
+    exact = dataclasses.replace(prepared, command=command, env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
         exact = dataclasses.replace(exact, stop_file=logs / prepared.stop_file.name)
@@ -276,13 +330,16 @@ def _served(spec: JobSpec, folder: JobFolder, provided: Sequence[Provided], targ
     return model_folder.variables(spec.name, docker.MODELS, targets, host, spec.port)
 
 
-def _command(spec: JobSpec, checked: Checked, logs: Path, env: Mapping[str, str]) -> CommandLine:
+def _command(
+    spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path, env: Mapping[str, str]
+) -> CommandLine:
     in_container = spec.runner == "docker"
+    python = docker.PYTHON if in_container else checked.python
     return torchrun.command_line(
         model_folder.expand(spec.command, spec.name, env) if spec.kind == "inference" else spec.command,
         accels=spec.accels,
         launch=spec.launch,
-        python=docker.PYTHON if in_container else checked.python,
+        python=environment.python if environment else python,
         agent=docker.AGENT if in_container else torchrun.AGENT,
         log_dir=str(logs),
     )
@@ -395,6 +452,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         secrets=prepared.handover.source if prepared.handover else "",
         models=str(folder.path / "models") if spec.kind == "inference" else "",
         publish=(spec.host, spec.port) if spec.kind == "inference" else None,
+        environment=prepared.environment.folder if prepared.environment else "",
     )
 
 
