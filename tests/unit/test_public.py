@@ -14,7 +14,7 @@ KINDS = {
     "store-unsupported", "commit-unknown", "collection-incomplete", "local-resource", "no-space", "mount-failed",
     "lock-timeout", "engine-unavailable", "too-few-accelerators", "access-denied", "preempted", "command-not-found",
     "command-not-executable", "object-damaged", "unsafe-pickle", "archive-refused",
-    "not-ready", "port-taken", "server-silent", "dataset-not-found",
+    "not-ready", "port-taken", "server-silent", "dataset-not-found", "requirements-failed", "repository-unavailable",
 }  # fmt: skip
 
 
