@@ -6,6 +6,7 @@ What comes out is an ordinary job: an inference job's command has placeholders (
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -281,6 +282,11 @@ def _port(host: str, asked: int) -> int:
         try:
             probe.bind((host, asked))
         except OSError as error:
-            raise PortTaken(host=host, port=asked, cause=(error.strerror or str(error)).lower()) from error
+            hint = (
+                None
+                if error.errno in (errno.EADDRINUSE, errno.EACCES)
+                else "Choose an address of this machine with --host."
+            )
+            raise PortTaken(host=host, port=asked, cause=(error.strerror or str(error)).lower(), hint=hint) from error
         port: int = probe.getsockname()[1]
     return port

@@ -177,6 +177,8 @@ def test_what_is_not_ready_says_why(served: Launcher, tmp_path: Path) -> None:
         (("-C", "base", "--port", "70000"), 64, "--port"),
         (("-C", "base", "--port", "x"), 64, "not a valid integer"),
         (("-C", "base", "--host", "not an address"), 64, "--host: 'not an address' is no address"),
+        (("-C", "base", "--host", "203.0.113.7"), 73, "Choose an address of this machine with --host"),
+        (("-C", "base", "--host", "nowhere.invalid"), 73, "Choose an address of this machine with --host"),
         (("-C", "base", "--health", "health"), 64, "--health: 'health' is no path; write /health"),
         (("-C", "base", "--ready-timeout", "soon"), 64, "'soon' is no duration"),
         (("-C", "base", "--runtime", "magic"), 64, "--runtime magic: there are transformers and vllm"),
