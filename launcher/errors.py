@@ -15,6 +15,7 @@
     │   ├── UnsafePath
     │   ├── ArchiveRefused                damaged, or with members that no checkpoint has
     │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   ├── NotReady                      it cannot be served as it is
     │   ├── RequirementsFailed            packages that the job's code names cannot be installed
     │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
@@ -29,7 +30,9 @@
     │   ├── MountFailed
     │   ├── LockTimeout
     │   ├── EngineUnavailable             the container engine
-    │   └── TooFewAccelerators
+    │   ├── TooFewAccelerators
+    │   ├── PortTaken
+    │   └── ServerSilent                  a server that ended well, and never answered
     ├── AccessDenied                 77
     ├── TagMoved                     75   by somebody else at the same time; retryable
     ├── Preempted                    75   stopped before the job started; retryable
@@ -170,6 +173,14 @@ class FormatBroken(InvalidDataError):
     message = "{source} is not a whole checkpoint: {cause}."
 
 
+class NotReady(InvalidDataError):
+    """A checkpoint that an inference server cannot load as it is."""
+
+    kind = "not-ready"
+    message = "{ref} is not ready for inference: {cause}."
+    default_hint = "`launcher training checkpoints JOB` shows which are (INFERENCE READY)."
+
+
 class RequirementsFailed(InvalidDataError):
     """The packages of a requirements file cannot be installed."""
 
@@ -293,6 +304,22 @@ class TooFewAccelerators(LocalResourceError):
     kind = "too-few-accelerators"
     message = "{asked} accelerators asked for, {found} found ({detail})."
     default_hint = "Ask for {found} with --accels {found}, or run on the CPU with --device cpu."
+
+
+class PortTaken(LocalResourceError):
+    """Another process listens at the port that was asked for."""
+
+    kind = "port-taken"
+    message = "{host}:{port} cannot be had: {cause}."
+    default_hint = "Choose another one with --port; without it, a free one is taken."
+
+
+class ServerSilent(LocalResourceError):
+    """An inference job's server ended without an error before it ever answered."""
+
+    kind = "server-silent"
+    message = "The server ended, and {cause}."
+    default_hint = "Its log says what it did: launcher inference logs {job}. --health PATH is where it is asked."
 
 
 class AccessDenied(LauncherError):
