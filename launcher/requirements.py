@@ -263,7 +263,7 @@ class _InContainer:
         plan = {**self.plan, "folder": docker.ENVIRONMENT, "place": docker.ENVIRONMENT, "pip": _PIP if pip else ""}
         request = docker.hardened(
             image=self.spec.image,
-            name=f"launcher-{place.name}",
+            name=f"launcher-{partial.name}",
             command=[docker.PYTHON, "-I", _PROGRAM, json.dumps(plan)],
             env={"HOME": "/tmp"} | {name: value for name, value in self.spec.env.items() if name not in hidden},
             binds=[
