@@ -297,7 +297,7 @@ def _checked(done: Done, path: str) -> Done:
         return done
     said = "\n".join(done.said)
     errors = [line.strip() for line in done.said if re.match(r"\s*(ERROR|error|cause|×|╰─▶)", line)]
-    first = (errors or list(done.said) or [f"the installer ended with {done.code}"])[0]
+    first = (errors or list(done.said[-1:]) or [f"the installer ended with {done.code}"])[0]
     cause = re.sub(r"^(ERROR|error|×):?\s*", "", first).rstrip(".")
     if errors[1:]:
         cause += f" ({errors[-1]})"

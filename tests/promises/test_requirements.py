@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.test_docker import BASE, docker
+from tests.promises.test_docker import BASE, containers, docker
 from tests.support.cli import Launcher
 from tests.support.git_server import commit
 
@@ -222,11 +222,9 @@ def test_four_that_ask_at_once_install_once(job: Launcher, tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_installation_that_was_cut_off_is_never_used(
-    launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
-) -> None:
-    """An index that does not answer for the second package: the launcher is killed, or interrupted, meanwhile."""
+def cut_off(launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals, *words: str) -> str:
+    """An index that does not answer for the second package: the launcher is killed, or interrupted, meanwhile. Returns what the
+    next one says."""
     asked, go_on = threading.Event(), threading.Event()
 
     class Index(http.server.SimpleHTTPRequestHandler):
@@ -248,8 +246,8 @@ def test_an_installation_that_was_cut_off_is_never_used(
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/simple"
         code = folder_of(tmp_path, f"--index-url {url}\ntop_level_only_in_env\nneedy\n")
-        words = ["training", "run", "j", "-u", str(code), "--", "show.py", "needy", "torch"]  # by torchrun
-        process = launcher.start(*words)
+        command = ["training", "run", "j", "-u", str(code), *words, "--", "show.py", "needy", "torch"]
+        process = launcher.start(*command)
         assert asked.wait(60)
         started = time.monotonic()
         process.send_signal(how)
@@ -260,10 +258,30 @@ def test_an_installation_that_was_cut_off_is_never_used(
             assert process.returncode == 75 and took < 6, output
         assert environments(launcher) == []
         go_on.set()
-        output = launcher(*words)
+        output = launcher(*command)
         assert "Installed 3 package(s)" in output and "found needy" in output and "found torch" in output, output
         assert "whole" in launcher("cache", "verify")
         server.shutdown()
+        return output
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_installation_that_was_cut_off_is_never_used(
+    launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
+) -> None:
+    """The job that uses it is started by torchrun, whose packages are the interpreter's."""
+    assert "No accelerator" in cut_off(launcher, tmp_path, wheels, how)
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_one_that_was_cut_off_in_a_container(
+    docker: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
+) -> None:
+    cut_off(
+        docker, tmp_path, wheels, how, "--runner", "docker", "--image", BASE, "--network", "host", "--launch", "exec"
+    )
+    assert containers(docker) == ""
 
 
 def test_files_with_paths_make_an_environment_of_the_jobs_own(job: Launcher, tmp_path: Path, wheels: Path) -> None:
@@ -304,5 +322,7 @@ def test_in_a_container_it_is_made_by_the_images_own_python(docker: Launcher, tm
     assert environment["source"] == BASE and "whole" in docker("cache", "verify")
     commit(code, {"requirements.txt": "--no-index\nno_such_package\n"})
     assert "no_such_package" in docker(*words, "--", "show.py", code=65)
-    left = subprocess.run(["docker", "ps", "-aq"], env=docker.env, capture_output=True, text=True).stdout
-    assert left == "" and json.loads((docker.job("j") / "result.json").read_text())["kind"] == "requirements-failed"
+    assert (
+        containers(docker) == ""
+        and json.loads((docker.job("j") / "result.json").read_text())["kind"] == "requirements-failed"
+    )
