@@ -103,6 +103,7 @@ def _details(each: Ancestor) -> list[str]:
         changed = f" with uncommitted changes ({lineage.changes})" if lineage.changes else ""
         code = printable(lineage.repository or "local repository")
         lines.append(f"code {code} at {lineage.commit or 'no commit'}{changed}")
+    lines += [f"dataset {each.label} ({each.id})" for each in lineage.datasets]
     verb = "also from" if origin else "pushed from"
     lines += [f"{verb} {printable(source)}" for source in lineage.sources]
     return lines

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
-from launcher.inputs import mentions
+from launcher.inputs import datasets, mentions
 from launcher.inputs.programs import Done
 from launcher.job.logs import Times
 from launcher.runners import handover
@@ -25,6 +25,7 @@ from launcher.runners.running import Exit
 from launcher.text import printable
 
 INPUT = mentions.CONTRACT
+DATASETS = datasets.CONTRACT
 OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
