@@ -43,7 +43,7 @@ _INSTALLER = os.path.join(os.path.dirname(os.path.abspath(docker.__file__)), "in
 _PROGRAM = "/run/launcher/installer.py"
 _PIP = "/run/launcher/pip"
 _INCLUDE = re.compile(r"(?:-[rc]|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(?P<path>\S.*)")
-_PATHS = re.compile(r"-e\b|--editable\b|[./~]|file:|[^\s#]+@\s*(file:|[./])|[^:\s]+\.(whl|zip|tar\.gz|tgz)(\s|$)")
+_PATHS = re.compile(r"-e\b|--editable\b|[./~]|file:|[^\s#@]+\s*@\s*(file:|[./])|[^:\s]+\.(whl|zip|tar\.gz|tgz)(\s|$)")
 _HASH = re.compile(r"(^|\s)--hash[=\s]")
 _AWAY = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|Read timed out|Connection(Reset|Refused|Aborted)|connection (reset|refused)|"
@@ -265,7 +265,8 @@ class _InContainer:
             image=self.spec.image,
             name=f"launcher-{partial.name}",
             command=[docker.PYTHON, "-I", _PROGRAM, json.dumps(plan)],
-            env={"HOME": "/tmp"} | {name: value for name, value in self.spec.env.items() if name not in hidden},
+            env={"HOME": "/tmp", "PIP_NO_CACHE_DIR": "1"}
+            | {name: value for name, value in self.spec.env.items() if name not in hidden},
             binds=[
                 {"Type": "bind", "Source": source, "Target": target, "ReadOnly": read_only}
                 for source, target, read_only in mounts

@@ -132,6 +132,7 @@ def _by_uv(uv: str, python: str, own: str, plan: Dict[str, Any]) -> int:
             if name.endswith(".dist-info") and os.path.exists(os.path.join(each, name, "METADATA")):
                 _stand_in(os.path.join(each, name), os.path.join(own, name))
     words = ["pip", "install", "--python", python, "--compile-bytecode", "--requirements", plan["requirements"]]
+    words += ["--link-mode", "copy"]  # Else hard links: whoever changed a file of uv's cache would change it here too.
     code = _run([uv, *words, *(["--require-hashes"] if plan["hashes"] else [])])
     for name in os.listdir(own):
         marked = os.path.join(own, name, "INSTALLER")

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.promises.test_docker import BASE, containers, docker
-from tests.support.cli import Launcher
+from tests.support.cli import PROGRAM, Launcher
 from tests.support.git_server import commit
 
 __all__ = ["docker"]
@@ -123,14 +123,14 @@ def test_what_is_missing_is_installed_once_and_what_is_there_is_not(job: Launche
     assert "are here from before" in output and "found top_level_only_in_env" in output and "Install" not in output
     # Commands: the environment's own, and those that were there before, which see what was installed.
     assert "command of needy 1.5" in run(job, code, command=("needy-cmd",))
-    shown = run(
-        job,
-        code,
-        command=("sh", "-c", "heavy-cmd; python --version; echo $VIRTUAL_ENV; echo x > $VIRTUAL_ENV/bin/x; true"),
-    )
+    script = f"heavy-cmd; python --version; echo $VIRTUAL_ENV; {PROGRAM} cache prune --all; echo x > $VIRTUAL_ENV/bin/x; true"
+    shown = run(job, code, command=("sh", "-c", script))
+    assert "Removed 0 checkpoint(s)" in shown, "never under a job"
     assert "command of heavy 1.5" in shown and "Python 3" in shown
     assert place in shown and "Read-only file system" in shown
     assert "whole" in job("cache", "verify") and "environment" in job("cache", "list")
+    module = next(Path(place).glob("lib/*/site-packages/needy.py"))
+    assert module.stat().st_nlink == 1 and module.stat().st_mode & 0o222 == 0
     # Another version than the interpreter's goes beside it.
     (code / "other.txt").write_text("heavy == 3.0\n-c limits.txt\n")
     commit(code, {"limits.txt": "top_level_only_in_env<2\n"})
