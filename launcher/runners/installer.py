@@ -30,16 +30,9 @@ from typing import Any, Dict, List
 
 _METADATA = (".dist-info", ".egg-info", ".egg-link")
 _MISLEADING = (
-    "PIP_USER",
-    "PIP_TARGET",
-    "PIP_PREFIX",
-    "PIP_ROOT",
-    "PIP_PYTHON",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "UV_TARGET",
-    "UV_PREFIX",
-)
+    "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PYTHONPATH", "PYTHONHOME", "UV_TARGET", "UV_PREFIX",
+)  # fmt: skip
+"""They would install elsewhere, or find what the job does not."""
 _FOR_UV = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS",
     "PIP_NO_INDEX": "UV_NO_INDEX",
@@ -60,9 +53,9 @@ def in_venv() -> bool:
 
 
 def seen() -> List[str]:
-    """The folders in which this interpreter finds packages."""
+    """The folders in which this interpreter finds packages, when it is not isolated as now."""
     found = list(site.getsitepackages())
-    if not in_venv() and site.check_enableusersite():
+    if _sees_system() and not os.environ.get("PYTHONNOUSERSITE"):
         found.append(site.getusersitepackages())
     return [each for each in dict.fromkeys(found) if os.path.isdir(each)]
 
