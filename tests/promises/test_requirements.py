@@ -30,7 +30,7 @@ SHOW = """
 import importlib.metadata, sys
 for name in sys.argv[1:]:
     found = importlib.metadata.distribution(name)
-    sys.stdout.write(f"found {name} {found.version} {found.locate_file('')}\n")  # One write, which nothing gets into.
+    sys.stdout.write(f"found {name} {found.version} {found.locate_file('')}\\n")  # One write, which nothing gets into.
 """
 
 
