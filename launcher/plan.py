@@ -12,7 +12,7 @@ import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from launcher.errors import AccessDenied, LocalResourceError, NoSpace, UsageErro
 from launcher.events import Emit, Redactor, secret_name
 from launcher.inputs import choose, protection
 from launcher.inputs.cache import NodeCache
+from launcher.inputs.choose import Chosen
 from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
@@ -57,6 +58,8 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     fetch: int
     """What would have to come from there, at most: 0 where it is in the node cache, or a folder of this machine."""
+    kind: Literal["checkpoint", "dataset", "resume"] = "checkpoint"
+    """resume: the checkpoint that --resume names."""
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +97,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Where checkpoints would be collected from, on this machine."""
     others: str
     """Where the job's other outputs would be."""
-    resume: str
-    """The checkpoint that --resume names."""
     repository: str
     commit: str
+    packages: str
+    """The folder with the packages that the job asks for, on this machine; empty: it asks for none."""
+    packages_here: bool
+    """Whether they are there already; else they would be installed."""
     disk: list[Disk]
     unchecked: list[str]
     """What cannot be known before the start."""
@@ -113,10 +118,8 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
     _check_running(spec, settings)
     _check_port(spec)
     cache = NodeCache.open(settings)
-    missing = {each.text: choose.expected(each, cache)[1] for each in checked.chosen}
-    if checked.resume:
-        missing[checked.resume.text] = choose.expected(checked.resume, cache)[1]
-    disk = _disk(settings, cache, sum(missing.values()))
+    inputs = _inputs(checked, store, cache, redactor)
+    disk = _disk(settings, cache, sum(each.fetch for each in inputs))
     with tempfile.TemporaryDirectory(prefix="launcher-plan-") as scratch:
         folder = JobFolder(Path(os.path.realpath(scratch), _ID))
         (folder.path / "logs").mkdir(parents=True)
@@ -124,6 +127,7 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
             settings,
             input_dir=os.path.join(scratch, "in") if settings.input_dir else "",
             output_dir=os.path.join(scratch, "out") if settings.output_dir else "",
+            dataset_dir=os.path.join(scratch, "data") if settings.dataset_dir else "",
         )
         prepared = prepare(spec, inside, environ, store, folder, checked, emit, stop=stops.check, trial=True)
         rung = "engine" if prepared.handover or spec.runner == "docker" else _rung(prepared, folder)
@@ -132,8 +136,9 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
             str(folder.path): os.path.join(settings.data_dir, "jobs", names.key(spec.name), _ID),
             inside.input_dir: settings.input_dir,
             inside.output_dir: settings.output_dir,
+            inside.dataset_dir: settings.dataset_dir,
         }
-        found = _made(spec, environ, checked, exact, redactor, rung, missing, disk, store)
+        found = _made(spec, environ, checked, exact, redactor, rung, inputs, disk, store)
         return msgspec.convert(_placed(msgspec.to_builtins(found), real), Plan)
 
 
@@ -144,7 +149,7 @@ def _made(
     exact: Prepared,
     redactor: Redactor,
     rung: str,
-    missing: Mapping[str, int],
+    inputs: list[Input],
     disk: list[Disk],
     store: Store,
 ) -> Plan:
@@ -156,23 +161,12 @@ def _made(
         key: _HIDDEN if key in hidden or secret_name(key) else redactor.text(value)
         for key, value in (dict.fromkeys(hidden, _HIDDEN) | dict(own)).items()
     }
-    clean = redacted(spec, redactor)
     mounts = [Mount(source=source, target=target, read_only=not spec.input_writable) for source, target in exact.mounts]
     if request:
         mounts = [
             Mount(source=each["Source"], target=each["Target"], read_only=each["ReadOnly"])
             for each in request["mounts"]
         ]
-    inputs = [
-        Input(
-            reference=redactor.text(each.text),
-            checkpoint=each.manifest.id if each.manifest else None,
-            source=redactor.text(store.url if each.manifest else each.folder or each.source),
-            size=each.size,
-            fetch=missing[each.text],
-        )
-        for each in (*checked.chosen, *([checked.resume] if checked.resume else []))
-    ]
     return Plan(
         name=spec.name,
         kind=spec.kind,
@@ -190,16 +184,39 @@ def _made(
         guard=rung,
         output=exact.output,
         others=exact.others,
-        resume=clean.resume if checked.resume else "",
-        repository=clean.repository_url,
+        repository=redacted(spec, redactor).repository_url,
         commit=checked.commit,
+        packages=exact.environment.folder if exact.environment else "",
+        packages_here=exact.environment is not None and os.path.exists(exact.environment.folder),
         disk=disk,
-        unchecked=_unchecked(spec, checked),
+        unchecked=_unchecked(spec, checked, exact),
     )
 
 
-def _unchecked(spec: JobSpec, checked: Checked) -> list[str]:
+def _inputs(checked: Checked, store: Store, cache: NodeCache, redactor: Redactor) -> list[Input]:
+    kinds: list[tuple[Literal["checkpoint", "dataset", "resume"], tuple[Chosen, ...]]] = [
+        ("checkpoint", checked.chosen),
+        ("dataset", checked.datasets),
+        ("resume", (checked.resume,) if checked.resume else ()),
+    ]
+    return [
+        Input(
+            reference=redactor.text(each.text),
+            checkpoint=each.manifest.id if each.manifest else None,
+            source=redactor.text(store.url if each.manifest else each.folder or each.source),
+            size=each.size,
+            fetch=choose.expected(each, cache)[1],
+            kind=kind,
+        )
+        for kind, chosen in kinds
+        for each in chosen
+    ]
+
+
+def _unchecked(spec: JobSpec, checked: Checked, exact: Prepared) -> list[str]:
     found = []
+    if exact.environment and not os.path.exists(exact.environment.folder):
+        found.append("Whether the packages can be installed, and the command if it comes with them.")
     if any(each.remote and each.remote.archive for each in checked.chosen):
         found.append("What is in an archive, before it is unpacked.")
     if any(each.remote and not each.remote.archive for each in checked.chosen):

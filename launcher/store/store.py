@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,6 +27,9 @@ from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import Missing, Moved, OnBytes, Ours, Theirs, create
 from launcher.transfer.places import open_place
 from launcher.transfer.retry import call
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Aborted", "Checkpoint", "Store"]
 
@@ -47,10 +51,11 @@ class Store(Reader):
     """A store over a place. Cheap to make; the first use that writes creates it."""
 
     _ready = False
-    _look_only = False
+    look_only = False
+    """Whether it is only looked at: see `open`."""
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Store:
+    def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:
         """The store of the settings. Nothing is contacted yet. `look_only`: nothing is written, there or in this node's
         index, and where no store is yet, it is as an empty one."""
         place = open_place(
@@ -63,7 +68,7 @@ class Store(Reader):
         store = cls(
             place, timeout=settings.store_timeout, threads=settings.transfer_threads, index=None if look_only else index
         )
-        store._look_only = look_only
+        store.look_only = look_only
         return store
 
     def prepare(self) -> None:
@@ -76,7 +81,7 @@ class Store(Reader):
         try:
             body = call(lambda: self.place.get(layout.STORE), min(self.timeout, _FIRST_CONTACT))
         except Missing:
-            if self._look_only:
+            if self.look_only:
                 return
             if isinstance(self.place, GenericStore):
                 self.place.prove_exclusive()
