@@ -167,7 +167,7 @@ def _run_command(kind: str) -> click.Command:
     )
     @click.option("--network", metavar="NAME", help="Docker runner: the engine's network.")
     @click.option("--shm-size", metavar="SIZE", help="Docker runner: size of /dev/shm. [half of the memory]")
-    @click.option("--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
+    @click.option("-d", "--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
     @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; start and write nothing.")
     @click.option("--json", "as_json", is_flag=True, help="Print the plan of --dry-run as JSON.")
     @click.option("--save-file", metavar="FILE", help="Write the job file that --file reads, then go on.")
