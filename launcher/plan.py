@@ -27,8 +27,6 @@ from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
-from launcher.runners.signals import Signals
-from launcher.runners.stopping import Stops
 from launcher.settings import Settings
 from launcher.store.store import Store
 from launcher.text import size
@@ -75,22 +73,31 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it would be started."""
 
     name: str
+    """The job's."""
     kind: str
+    """training, fine-tuning or inference."""
     runner: str
+    """process or docker."""
     device: str
+    """In words."""
     store: str
+    """Where its checkpoints would be stored."""
     command: list[str]
     """As it would be executed."""
     work_dir: str
+    """Where it would run: of a container, what is bound at its working directory."""
     image: str
+    """Of the docker runner."""
     env: dict[str, str]
     """Variables that the job gets beyond those of this process; for a container all of them. Secret values are ***."""
     inherits: int
     """How many variables it has from this process."""
     secrets: dict[str, str]
-    """Variables that are secrets, to their names."""
+    """Variables that are secrets, to the secrets' names."""
     inputs: list[Input]
+    """`reference`, `kind` (checkpoint, dataset, resume), `checkpoint` (its id), `source`, `size`, `fetch`: bytes to come."""
     mounts: list[Mount]
+    """`source` on this machine, `target` as the job sees it, `read_only`."""
     guard: str
     """What would keep the input from being changed: a rung."""
     output: str
@@ -98,20 +105,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     others: str
     """Where the job's other outputs would be."""
     repository: str
+    """Of the code; empty: it is in the folder in which the job would run."""
     commit: str
+    """Of the repository."""
     packages: str
     """The folder with the packages that the job asks for, on this machine; empty: it asks for none."""
     packages_here: bool
     """Whether they are there already; else they would be installed."""
     disk: list[Disk]
+    """`path`, `use`, and bytes: `need` and `free`."""
     unchecked: list[str]
     """What cannot be known before the start."""
 
 
-def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals, emit: Emit) -> Plan:
+def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], emit: Emit) -> Plan:
     """Raises what the start would raise, as far as it can be known without the bytes: LauncherError."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
-    stops = Stops(signals, grace=spec.grace)
     store = Store.open(settings, environ, look_only=True)
     _check_place(settings, store)
     checked = check(spec, settings, environ, store, emit)
@@ -129,7 +138,7 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
             output_dir=os.path.join(scratch, "out") if settings.output_dir else "",
             dataset_dir=os.path.join(scratch, "data") if settings.dataset_dir else "",
         )
-        prepared = prepare(spec, inside, environ, store, folder, checked, emit, stop=stops.check, trial=True)
+        prepared = prepare(spec, inside, environ, store, folder, checked, emit, stop=lambda: None, trial=True)
         rung = "engine" if prepared.handover or spec.runner == "docker" else _rung(prepared, folder)
         exact = of_attempt(prepared, spec, checked, folder, 1)
         real = {

@@ -13,17 +13,14 @@ from launcher.text import printable, size
 if TYPE_CHECKING:
     from launcher.job.spec import JobSpec
     from launcher.plan import Plan
-    from launcher.runners.signals import Signals
     from launcher.settings import Settings
 
 
-def show_plan(
-    ctx: click.Context, spec: JobSpec, settings: Settings, environ: dict[str, str], signals: Signals, *, as_json: bool
-) -> None:
+def show_plan(ctx: click.Context, spec: JobSpec, settings: Settings, environ: dict[str, str], *, as_json: bool) -> None:
     """Prints what the job would be. Raises what its start would raise."""
     from launcher import plan as plans
 
-    found = plans.plan(spec, settings, environ, signals, console(ctx))
+    found = plans.plan(spec, settings, environ, console(ctx))
     if as_json:
         print_json(found)
         return
