@@ -18,7 +18,7 @@ import msgspec
 
 from launcher import names, secrets
 from launcher.attempt import redacted
-from launcher.errors import AccessDenied, LocalResourceError, NoSpace, UsageError
+from launcher.errors import AccessDenied, LocalResourceError, MountFailed, NoSpace, UsageError
 from launcher.events import Emit, Redactor, secret_name
 from launcher.inputs import choose, protection
 from launcher.inputs.cache import NodeCache
@@ -238,9 +238,17 @@ def _unchecked(spec: JobSpec, checked: Checked, exact: Prepared) -> list[str]:
 
 
 def _rung(prepared: Prepared, folder: JobFolder) -> str:
+    """Raises MountFailed where nothing that is allowed would protect the input."""
     if not prepared.mounts:
         return ""
-    return protection.probe(prepared.protection.rungs, folder.path).rung
+    asked = prepared.protection.rungs
+    if rung := protection.probe(asked, folder.path).rung:
+        return rung
+    raise MountFailed(
+        path="the input directory",
+        cause=f"no rung holds of {', '.join(asked)}",
+        hint="LAUNCHER_INPUT_GUARD says which are allowed; `launcher doctor` which would hold here.",
+    )
 
 
 def _check_place(settings: Settings, store: Store) -> None:

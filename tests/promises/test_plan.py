@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from launcher.plan import _disk
 from tests.support.cli import Launcher
 from tests.support.images import BASE
 from tests.support.s3_server import S3Server
+
+NONE = "userns" if os.geteuid() == 0 else "bind"
+"""A rung that does not hold for whoever runs the tests."""
 
 
 def everything(folder: Path) -> dict[str, Any]:
@@ -173,6 +177,12 @@ def wrong(launcher: Launcher, tmp_path: Path) -> list[tuple[tuple[str, ...], dic
         (("--", "true"), {"LAUNCHER_DATA_DIR": str(tmp_path / "file/data")}, 73, "cannot be made"),
         (("--", "true"), {"LAUNCHER_CACHE_DIR": str(tmp_path / "file")}, 73, "is no folder"),
         (("--input-mode", "lazy", "--", "true"), {"LAUNCHER_INPUT_GUARD": "none"}, 73, "--input-mode lazy needs"),
+        (
+            ("-C", str(small(tmp_path / "m")), "--", "true"),
+            {"LAUNCHER_INPUT_GUARD": NONE},
+            73,
+            f"no rung holds of {NONE}",
+        ),
         (("--input-mode", "lazy", "--input-writable", "--", "true"), {}, 64, "exclude each other"),
     ]
 
