@@ -150,7 +150,7 @@ def noting(record: JobRecord, folder: JobFolder) -> Emit:
     def note(event: Event) -> None:
         if event.kind in ("stop-requested", "killed"):
             record.change("stop in progress", f"{event.text}.")
-            folder.write(record, durable=False)
+            folder.note(record)
 
     return note
 

@@ -96,7 +96,7 @@ def _attempts(job: Job) -> Outcome:
             try:
                 if prepared is None:
                     job.record.change("building", "Inputs and code are brought here.")
-                    job.folder.write(job.record, durable=False)
+                    job.folder.note(job.record)
                     prepared = prepare(
                         job.spec, job.settings, job.environ, job.store, job.folder, job.checked, job.emit,
                         stop=job.stops.check,
@@ -209,7 +209,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     collecting, health.phase = time.time(), "collect"
     attempt.command_ended = collecting
     record.change(record.states[-1].state, f"{verdict.cause}: what it wrote is stored.")
-    folder.write(record, durable=False)
+    folder.note(record)
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     over = stops.patience()
     backlog.announce(collector.stored, collector.held, stops.left, emit)

@@ -247,7 +247,7 @@ def prepare(
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
-    held += [environment.lease] if environment else []
+    held += [environment.lease] if environment and environment.lease else []
     if mounts and spec.input_writable and not trial:
         view = View(folder.path / "view")
         held.append(view)
@@ -286,8 +286,8 @@ def _code(
     stop: Callable[[], None],
     trial: bool,
 ) -> tuple[str, Environment | None]:
-    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for
-    (not for a trial: they may have to be built)."""
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for (of a
+    trial: where they would be)."""
     work_dir = checked.work_dir
     if checked.repository:
         work_dir = str(folder.path / "source")
@@ -298,12 +298,12 @@ def _code(
     needed, environment = requirements.find(spec, work_dir), None
     if checked.repository and spec.runner != "docker":
         torchrun.check_command(spec.command, work_dir, programs=needed is None)
-    if needed and not trial:
+    if needed:
         environment = requirements.provide(
             spec, checked.python, checked.client, needed, environ=environ, secrets=checked.secrets, work_dir=work_dir,
-            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop, trial=trial,
         )  # fmt: skip
-        if spec.runner != "docker":
+        if spec.runner != "docker" and os.path.exists(environment.folder):
             torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
     return work_dir, environment
 
