@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, secrets
+from launcher import directories, masking, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -24,10 +24,11 @@ from launcher.inputs.selection import Selection
 from launcher.inputs.view import View
 from launcher.job.folder import JobFolder
 from launcher.job.spec import RESUME, JobSpec
+from launcher.masking import Mask
 from launcher.outputs import filesystem
 from launcher.progress import Progress
-from launcher.runners import docker, identity, torchrun
-from launcher.runners.handover import Handover
+from launcher.runners import docker, handover, identity, torchrun
+from launcher.runners.handover import Handed, Handover, SecretFiles
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
 from launcher.store import protection
@@ -56,6 +57,10 @@ class Checked:
     """The checkpoint that --resume names."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables of the job that are secrets: given to it, written nowhere."""
+    secret_files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """By variable, what the file holds whose path is its value."""
+    mask: Mask | None = field(default=None, repr=False)
+    """What takes the secrets out of the job's output."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ class Prepared:
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
-    handover: Handover | None = None
-    """Docker: the variables that it is not told."""
+    handed: Handed | None = None
+    """The secrets that the job finds in files."""
 
     @property
     def verdict(self) -> Path:
@@ -104,7 +109,9 @@ class Prepared:
 def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
     """Everything that can be known before anything long starts. Raises the error of what is wrong."""
     device, extra = devices.choose(spec, environ, emit)
-    hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
+    hidden = {key: secrets.read(settings.data_dir, name, environ) for key, name in spec.secret.items()}
+    files = {key: secrets.read_bytes(settings.data_dir, name, environ) for key, name in spec.secret_file.items()}
+    mask = _mask(spec, hidden, files, emit)
     commit = ""
     if spec.repository_url:
         commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
@@ -130,7 +137,20 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, resume, hidden)
+    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, resume, hidden, files, mask)
+
+
+def _mask(spec: JobSpec, hidden: Mapping[str, str], files: Mapping[str, bytes], emit: Emit) -> Mask | None:
+    """What takes these secrets out of the job's output, if that is wanted; says which of them are too short for it."""
+    if spec.no_mask or not (hidden or files):
+        return None
+    texts = {spec.secret[key]: text for key, text in hidden.items()}
+    texts |= {spec.secret_file[key]: value.decode("utf-8", "surrogateescape") for key, value in files.items()}
+    for name, text in sorted(texts.items()):
+        if len(text.strip().encode("utf-8", "surrogateescape")) < masking.SHORTEST:
+            said = f"The secret {name} is shorter than {masking.SHORTEST} bytes: {masking.NOT_MASKED}"
+            emit(event("secret-not-masked", said, "warning", secret=name))
+    return masking.Mask({name: secrets.parts(text) for name, text in texts.items()})
 
 
 def prepare(
@@ -198,6 +218,13 @@ def prepare(
     )
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
+    handed: Handed | None = None
+    if in_container and (hidden or checked.secret_files):
+        handed = Handover(folder.path / "secrets", hidden, checked.secret_files, docker.owner(spec.user))
+    elif checked.secret_files:
+        handed = SecretFiles(handover.place(folder.path), checked.secret_files)
+    if handed:
+        whole |= handed.variables
     held: list[Held] = [held for each in provided for held in (each.lease, each.lazy) if held]
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
@@ -218,7 +245,7 @@ def prepare(
         logs=folder.path / "logs",
         stop_file=stop_file,
         leases=tuple(held),
-        handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
+        handed=handed,
     )
 
 
@@ -362,7 +389,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         network=spec.network,
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
-        secrets=prepared.handover.source if prepared.handover else "",
+        secrets=prepared.handed if isinstance(prepared.handed, Handover) else None,
     )
 
 

@@ -3,22 +3,26 @@
     <data folder>/secrets/<name>      0600, in a folder with 0700
 
 They are given to what needs them and never shown: no command prints one, and `values` is what everything written is
-cleaned of.
+cleaned of. Where a secret is named, it may also lie elsewhere: `env:VARIABLE` of this process, `file:PATH`, as Docker and
+Kubernetes mount them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from launcher import names
-from launcher.errors import AccessDenied, NotFoundError, UsageError
+from launcher import names, settings
+from launcher.errors import AccessDenied, LauncherError, NotFoundError, UsageError
 from launcher.ids import new_id
 
 LARGEST = 1 << 20
+_AS_FILE = "A job can have it as a file: --secret-file VARIABLE=NAME."
 _SECRET = re.compile(r"secret|token|passw|key|signature", re.I)
 
 
@@ -46,25 +50,66 @@ def create(data_dir: str, name: str, value: bytes, *, replace: bool = False) -> 
         temporary.unlink(missing_ok=True)
 
 
-def read(data_dir: str, name: str) -> str:
-    """A secret's text, without the line end that an editor or echo left. Raises NotFoundError, AccessDenied, UsageError."""
-    path = _path(data_dir, name)
+def read(data_dir: str, source: str, environ: Mapping[str, str] | None = None) -> str:
+    """A secret's text, without the line end that an editor or echo left. `environ`: by default, this process's.
+
+    Raises NotFoundError, AccessDenied, UsageError.
+    """
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
+        text = read_bytes(data_dir, source, environ).decode().rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(what=f"The secret {source!r} is not text.", hint=_AS_FILE) from error
+    if "\0" in text:
+        raise UsageError(what=f"The secret {source!r} has a zero byte, which no variable can have.", hint=_AS_FILE)
+    return text
+
+
+def read_bytes(data_dir: str, source: str, environ: Mapping[str, str] | None = None) -> bytes:
+    """A secret as it was kept, or as it is in the variable (`env:VARIABLE`) or file (`file:PATH`) that `source` names.
+
+    Raises NotFoundError, AccessDenied, UsageError (a file that is none, is empty or is larger than 1 MiB).
+    """
+    kind, colon, place = source.partition(":")
+    if not colon:
+        return _read(_path(data_dir, source), source, private=True)
+    if kind == "env":
+        value = (settings.process_environment() if environ is None else environ).get(place, "")
+        if not value:
+            raise NotFoundError(what=f"The secret {source}: the variable {place!r} is not set here.")
+        return value.encode("utf-8", "surrogateescape")
+    if kind == "file":
+        return _read(Path(place).expanduser(), source, private=False)
+    raise UsageError(
+        what=f"{source!r} names no secret.", hint="Write the name of a kept one, env:VARIABLE or file:PATH."
+    )
+
+
+def _read(path: Path, source: str, *, private: bool) -> bytes:
+    """`private`: kept by us, and so for no one else to read; who mounts a file decides that for himself."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise UsageError(what=f"The secret {source}: {path} is no file.")
+            if private and mode & 0o077:
                 raise AccessDenied(
                     what=str(path), cause="others may read this secret", hint=f"chmod 600 {path}, or create it anew."
                 )
-            return file.read(LARGEST).decode().rstrip("\r\n")
+            value = file.read(LARGEST + 1)
     except FileNotFoundError as error:
+        if not private:
+            raise NotFoundError(what=f"The secret {source}: there is no file {path}.") from error
         raise NotFoundError(
-            what=f"No secret {name!r} is kept here.",
+            what=f"No secret {source!r} is kept here.",
             hint="`launcher secret list` shows them, `secret create` adds one.",
         ) from error
     except PermissionError as error:
         raise AccessDenied(what=str(path), cause=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(what=f"The secret {name!r} is not text.") from error
+    except OSError as error:
+        raise UsageError(what=f"The secret {source}: {path} cannot be read: {error.strerror}.") from error
+    if not value.strip() or len(value) > LARGEST:
+        raise UsageError(what=f"The secret {source} has no content, or more than 1 MiB.")
+    return value
 
 
 def every(data_dir: str) -> list[str]:
@@ -86,19 +131,22 @@ def delete(data_dir: str, name: str) -> None:
         raise NotFoundError(what=f"No secret {name!r} is kept here.") from error
 
 
-def values(data_dir: str) -> list[str]:
-    """Every text that must not be shown: the secrets, and the values in those that are credential files. What cannot be
-    read is left out: then this process does not know it either."""
+def values(data_dir: str, given: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> list[str]:
+    """Every text that must not be shown, of the secrets that are kept and of the sources `given`. What cannot be read is left
+    out: then this process does not know it either."""
     found = []
-    for name in _readable(data_dir):
-        try:
-            text = read(data_dir, name)
-        except (NotFoundError, AccessDenied, UsageError):
-            continue
-        named = fields(text)
-        found += [text, *(value for key, value in named.items() if _SECRET.search(key))]
-        found += [] if named else text.splitlines()
-    return [value.strip() for value in found]
+    for source in (*_readable(data_dir), *(each for each in given if ":" in each)):
+        with contextlib.suppress(LauncherError, UnicodeDecodeError):
+            found += parts(read_bytes(data_dir, source, environ).decode())
+    return found
+
+
+def parts(text: str) -> list[str]:
+    """What must not be shown of a secret: all of it, and the secret values of a credential file, else each line."""
+    named = fields(text)
+    secret = [value for key, value in named.items() if _SECRET.search(key)] if named else [text]
+    lines = [line for value in secret for line in value.splitlines() if not line.startswith("-----")]
+    return list(dict.fromkeys(value.strip() for value in (text, *secret, *lines)))
 
 
 def fields(text: str) -> Mapping[str, str]:

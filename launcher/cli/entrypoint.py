@@ -50,6 +50,7 @@ def entrypoint(
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
             spec = specs.load(
                 flags | {"name": name, "runner": "entrypoint", "command": words},
                 file=job_file,

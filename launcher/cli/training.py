@@ -33,7 +33,19 @@ _OPTIONS = [
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
     click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
-    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
+    click.option(
+        "-S",
+        "--secret",
+        multiple=True,
+        metavar="K=NAME",
+        help="Variable with a secret: a kept one (launcher secret), env:VARIABLE or file:PATH.",
+    ),
+    click.option(
+        "--secret-file", multiple=True, metavar="K=NAME", help="Variable with the path of a file with the secret."
+    ),
+    click.option(
+        "--no-mask", is_flag=True, default=None, help="Print and keep secrets in the job's output as they are."
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -110,6 +122,7 @@ def _run(
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
             spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
             signals.drop(spec.dropped())
             leave(main_job.run(spec, settings, environ, signals).code)
