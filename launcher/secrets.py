@@ -151,7 +151,7 @@ def parts(text: str) -> list[str]:
 
 def fields(text: str) -> Mapping[str, str]:
     """The fields of a credential file by lower-case name: lines of `KEY=VALUE` (as in ~/.aws/credentials or an env file),
-    or a JSON object. Empty for any other text."""
+    or a JSON object. Empty for any other text; what base64 ends with is no value."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -161,7 +161,7 @@ def fields(text: str) -> Mapping[str, str]:
     result = {}
     for line in text.splitlines():
         key, equals, value = line.removeprefix("export ").partition("=")
-        if equals and key.strip().replace("_", "").isalnum():
+        if equals and value.strip("= ") and key.strip().replace("_", "").isalnum():
             result[key.strip().lower()] = value.strip().strip("\"'")
     return result
 
