@@ -10,12 +10,15 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 SHORTEST = 8
 """Bytes. What is shorter is found in too much that is none, and so is not masked."""
 NOT_MASKED = "a job's output is not masked of it"
+_LONG = 16 << 10
+"""Bytes. What is longer is looked for as it is only: twelve forms of a megabyte would take seconds to prepare."""
 PATIENCE = 0.1
 """Seconds that what may be the beginning of a secret is held back without more output."""
 _BLOCK = 1 << 20
@@ -41,21 +44,34 @@ def forms(value: bytes) -> set[bytes]:
     return found
 
 
+class Parts(NamedTuple):
+    """What must not be shown of one secret; bytes that are no UTF-8 as surrogates."""
+
+    whole: list[str]
+    """All of it, and the secret values of a credential file: in every form."""
+    lines: list[str]
+    """Those of what has several: as they are, since they are printed one by one, but not encoded so."""
+
+
 class Mask:
     """The secrets of one job. Finds them by one pass of ahocorasick_rs, leftmost first and the longest there."""
 
-    def __init__(self, secrets: Mapping[str, Iterable[str]]) -> None:
-        """`secrets`: by the name that is shown, the texts that make up each; bytes that are no UTF-8 as surrogates. Those that
-        are too short are passed over."""
-        from ahocorasick_rs import BytesAhoCorasick, MatchKind
+    def __init__(self, secrets: Mapping[str, Parts]) -> None:
+        """`secrets`: by the name that is shown. What is too short of them is passed over."""
+        from ahocorasick_rs import BytesAhoCorasick, Implementation, MatchKind
 
         shown: dict[bytes, bytes] = {}
-        for name, values in sorted(secrets.items()):
-            for value in (each.encode("utf-8", "surrogateescape") for each in values):
-                if len(value) >= SHORTEST:
-                    shown |= dict.fromkeys(forms(value) - shown.keys(), f"[secret {name}]".encode())
+        for name, parts in sorted(secrets.items()):
+            whole, lines = ({each.encode("utf-8", "surrogateescape") for each in part} for part in parts)
+            every = whole | lines
+            every |= {form for each in whole if SHORTEST <= len(each) <= _LONG for form in forms(each)}
+            shown |= dict.fromkeys(
+                {each for each in every if len(each) >= SHORTEST} - shown.keys(), f"[secret {name}]".encode()
+            )
         self.shown = list(shown.values())
-        self.find = BytesAhoCorasick(list(shown), matchkind=MatchKind.LeftmostLongest).find_matches_as_indexes
+        # Its own choice for few needles, however long, takes a KiB of memory for each of their bytes.
+        small = Implementation.ContiguousNFA if sum(map(len, shown)) > _LONG else None
+        self.find = BytesAhoCorasick(list(shown), MatchKind.LeftmostLongest, small).find_matches_as_indexes
         self._longest = max(map(len, shown), default=0)
         self._headed: dict[bytes, list[bytes]] = {}
         for each in shown:

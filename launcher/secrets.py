@@ -20,6 +20,7 @@ from pathlib import Path
 from launcher import names, settings
 from launcher.errors import AccessDenied, LauncherError, NotFoundError, UsageError
 from launcher.ids import new_id
+from launcher.masking import Parts
 
 LARGEST = 1 << 20
 _AS_FILE = "A job can have it as a file: --secret-file VARIABLE=NAME."
@@ -137,16 +138,16 @@ def values(data_dir: str, given: Iterable[str] = (), environ: Mapping[str, str] 
     found = []
     for source in (*_readable(data_dir), *(each for each in given if ":" in each)):
         with contextlib.suppress(LauncherError, UnicodeDecodeError):
-            found += parts(read_bytes(data_dir, source, environ).decode())
+            found += [value for part in parts(read_bytes(data_dir, source, environ).decode()) for value in part]
     return found
 
 
-def parts(text: str) -> list[str]:
-    """What must not be shown of a secret: all of it, and the secret values of a credential file, else each line."""
+def parts(text: str) -> Parts:
+    """What must not be shown of a secret."""
     named = fields(text)
-    secret = [value for key, value in named.items() if _SECRET.search(key)] if named else [text]
-    lines = [line for value in secret for line in value.splitlines() if not line.startswith("-----")]
-    return list(dict.fromkeys(value.strip() for value in (text, *secret, *lines)))
+    secret = [value.strip() for key, value in named.items() if _SECRET.search(key)] if named else [text.strip()]
+    lines = [line.strip() for value in secret for line in value.splitlines() if not line.startswith("-----")]
+    return Parts([text.strip(), *secret], lines)
 
 
 def fields(text: str) -> Mapping[str, str]:

@@ -18,11 +18,15 @@ from hypothesis import strategies as st
 
 from launcher import secrets
 from launcher.job.logs import Times
-from launcher.masking import Mask, Masker, forms
+from launcher.masking import Mask, Masker, Parts, forms
 from launcher.runners.output import Pump, RankLogs, clean
 from tests.support.entrypoint import until
 
 TOKEN = "hf_ABCDefgh/IJKL+mnop&QRST=uvwx"
+
+
+def mask_of(found: dict[str, list[str]]) -> Mask:
+    return Mask({name: Parts(values, []) for name, values in found.items()})
 
 
 def by_regular_expression(found: dict[str, list[str]], text: bytes) -> bytes:
@@ -53,7 +57,7 @@ def test_however_the_stream_is_cut(found: dict[str, list[str]], texts: list[str 
     text = b"".join(
         each.encode() if isinstance(each, str) else known[each % len(known)] if known else b"-" for each in texts
     )
-    mask, places_found = Mask(found), []
+    mask, places_found = mask_of(found), []
     stream = Masker(mask, lambda first, end: places_found.append((first, end)))
     pieces = []
     for piece in cut(text, places):
@@ -124,11 +128,24 @@ def test_bytes_that_are_no_text() -> None:
     assert mask.whole(b"<" + value + b">" + base64.b64encode(value)) == b"<[secret s]>[secret s]"
 
 
+@pytest.mark.parametrize("kind", ["lines", "bytes"])
+def test_a_secret_of_a_mebibyte(kind: str) -> None:
+    value = base64.encodebytes(os.urandom(770_000)) if kind == "lines" else os.urandom(1 << 20)
+    started = time.process_time()
+    mask = Mask({"s": secrets.parts(value.decode("utf-8", "surrogateescape"))})
+    stream = Masker(mask)
+    text = b"<" + value.strip() + b">"
+    pieces = [stream.feed(text[start : start + 65536]) for start in range(0, len(text), 65536)]
+    assert b"".join(pieces) + stream.flush() == b"<[secret s]>"
+    print(f"{kind}: {len(mask.shown)} texts, {time.process_time() - started:.2f} s")
+    assert time.process_time() - started < 20
+
+
 def test_a_file_keeps_its_length(tmp_path: Path) -> None:
     path = tmp_path / "log"
     around = os.urandom(3 << 20)
     path.write_bytes(TOKEN.encode() + around[: (1 << 20) - 40] + TOKEN.encode() + around + TOKEN.encode())
-    mask = Mask({"hf": [TOKEN]})
+    mask = mask_of({"hf": [TOKEN]})
     mask.scrub(path, start=1)
     stars = b"*" * len(TOKEN)
     assert path.read_bytes() == TOKEN.encode() + around[: (1 << 20) - 40] + stars + around + stars
@@ -141,7 +158,7 @@ def test_a_file_keeps_its_length(tmp_path: Path) -> None:
 
 def test_at_160_megabytes_a_second_it_costs_less_than_a_tenth() -> None:
     """benchmarks/RESULTS.md has the figures of a whole job; here, the best of five, which a busy machine changes little."""
-    mask = Mask({f"s{number}": [base64.b64encode(os.urandom(30)).decode()] for number in range(3)})
+    mask = mask_of({f"s{number}": [base64.b64encode(os.urandom(30)).decode()] for number in range(3)})
     text = (b"step 1200 loss 0.2345 lr 1.0e-05 epoch 3.2 {'eval_loss': 1.23, 'hf_': 'ABCDEFGH'}\n" * 1000)[: 1 << 16]
     stream, best = Masker(mask), float("inf")
     for _ in range(5):
@@ -176,7 +193,7 @@ class Passed:
 
 
 def test_what_may_be_a_secret_waits_a_moment_and_nothing_else_does(tmp_path: Path) -> None:
-    passed = Passed(tmp_path, Mask({"hf": [TOKEN]}))
+    passed = Passed(tmp_path, mask_of({"hf": [TOKEN]}))
     waited = {}
     for text in (b"\r 50%", b"name? ", b"\n"):
         started = time.monotonic()
@@ -196,7 +213,7 @@ def test_what_may_be_a_secret_waits_a_moment_and_nothing_else_does(tmp_path: Pat
 
 
 def test_what_comes_too_slowly_is_taken_out_of_the_log_at_the_end(tmp_path: Path) -> None:
-    mask = Mask({"hf": [TOKEN]})
+    mask = mask_of({"hf": [TOKEN]})
     passed = Passed(tmp_path, mask)
     os.write(passed.job, TOKEN[:10].encode())
     assert os.read(passed.out, 100) == TOKEN[:10].encode()
