@@ -23,7 +23,8 @@ def entrypoint(
     """Runs a command inside a container: provides its input, forwards signals, reaps, stores every checkpoint.
 
     Everything can be set by variables: LAUNCHER_NAME, LAUNCHER_CHECKPOINT (comma-separated), LAUNCHER_ACCELS,
-    LAUNCHER_STORE, LAUNCHER_DEVICE=cpu, LAUNCHER_GRACE, LAUNCHER_SECRET (HF_TOKEN=file:/run/secrets/hf, …). A container without accelerator fails unless the device is cpu.
+    LAUNCHER_STORE, LAUNCHER_DEVICE=cpu, LAUNCHER_GRACE, LAUNCHER_SECRET (HF_TOKEN=file:/run/secrets/hf, …). A container without
+    accelerator fails unless the device is cpu.
 
     Where nothing asks for input or collection, and always with LAUNCHER_STORE=none, it is a plain init, as small as one:
     docs/entrypoint.md has the rule.

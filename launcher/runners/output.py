@@ -182,14 +182,13 @@ class RankLogs:
                 plain = os.path.join(os.path.realpath(self._folder), path.relative_to(self._folder))
                 if os.path.realpath(path) != plain or not path.is_file():
                     continue
-                try:
-                    how = os.O_RDWR if self._mask else os.O_RDONLY
-                    fd = os.open(plain, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                except OSError:
-                    continue
-                mark = f"[rank{path.parent.name}]: ".encode()
-                sinks = [self._targets[path.name], self._log]
-                self._files[path] = _Followed(fd, mark, sinks, self._times, self._mask)
+                for how in (os.O_RDWR, os.O_RDONLY) if self._mask else (os.O_RDONLY,):
+                    with contextlib.suppress(OSError):
+                        fd = os.open(plain, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                        mark = f"[rank{path.parent.name}]: ".encode()
+                        sinks = [self._targets[path.name], self._log]
+                        self._files[path] = _Followed(fd, mark, sinks, self._times, self._mask)
+                        break
 
 
 class _Followed:
