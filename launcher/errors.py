@@ -5,6 +5,7 @@
     ├── SettingsError                78   an environment variable or the configuration file
     ├── NotFoundError                66
     │   ├── CheckpointNotFound
+    │   ├── DatasetNotFound
     │   ├── JobNotFound
     │   └── SourceNotFound                a path or URL that should hold a checkpoint
     ├── InvalidDataError             65
@@ -89,6 +90,14 @@ class CheckpointNotFound(NotFoundError):
     default_hint = "`launcher checkpoint list` shows what is there."
 
 
+class DatasetNotFound(NotFoundError):
+    """No dataset has this name, version or id."""
+
+    kind = "dataset-not-found"
+    message = "No dataset {ref!r} in the store {store}."
+    default_hint = "`launcher dataset list` shows what is there."
+
+
 class JobNotFound(NotFoundError):
     """No job has this name."""
 
@@ -131,8 +140,8 @@ class DigestMismatch(InvalidDataError):
     """Bytes read differ from the digest in the manifest."""
 
     kind = "digest-mismatch"
-    message = "{path} of checkpoint {checkpoint} is damaged: {cause}."
-    default_hint = "`launcher checkpoint verify {checkpoint}` reads all of it again; choose another version meanwhile."
+    message = "{path} of {what} {id} is damaged: {cause}."
+    default_hint = "`launcher {what} verify {id} --read-data` reads all of it again; choose another version meanwhile."
 
 
 class UnsafePath(InvalidDataError):
@@ -171,7 +180,7 @@ class InputChanged(InvalidDataError):
     """The job changed an input that no rung of isolation could protect."""
 
     kind = "input-changed"
-    message = "The job changed its input checkpoint {name!r}: {cause}."
+    message = "The job changed its input {what} {name!r}: {cause}."
     default_hint = "The copy in the node cache was dropped. Write to FLEXAI_OUTPUT_CHECKPOINT_DIR instead."
 
 

@@ -149,7 +149,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     attempts.put_again(prepared.spool, collector)
     sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets another thread run for five.
     watcher.start()
-    # Both before the job: whatever it writes, a launcher that is killed later leaves word of it.
+    # All before the job: whatever it writes, a launcher that is killed later leaves word of it, and of what it was made from.
+    attempt.inputs = attempts.inputs(prepared, "", job.redactor)
+    attempt.datasets = attempts.datasets(prepared, "")
     folder.write(record, durable=False)
     folder.owe()
     if folders.given_id(job.environ):
@@ -169,6 +171,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         raise
     attempt.guarantee = running.guarantee
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)
+    attempt.datasets = attempts.datasets(prepared, running.rung)
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)

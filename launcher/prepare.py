@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
 from launcher.events import Emit, event, secret_name
 from launcher.inputs import choose, mentions, source
+from launcher.inputs import datasets as choosing
 from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
 from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, library_caches, probe
@@ -32,6 +33,7 @@ from launcher.runners.handover import Handed, Handover, SecretFiles
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
 from launcher.store import protection
+from launcher.store.datasets import Datasets
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
@@ -53,6 +55,7 @@ class Checked:
     commit: str
     python: str
     client: Any = None
+    datasets: tuple[Chosen, ...] = ()
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
@@ -73,6 +76,7 @@ class Prepared:
     output: str
     protection: Protection
     provided: tuple[Provided, ...]
+    datasets: tuple[Provided, ...]
     spool: Path
     watch: tuple[str, ...]
     capture: tuple[filesystem.Rung, ...]
@@ -102,7 +106,7 @@ class Prepared:
 
     @property
     def mounted(self) -> tuple[Provided, ...]:
-        """The input of each mount: one with two names is mounted at both."""
+        """The input checkpoint of each of the first mounts: one with two names is at both. The others are the datasets'."""
         return tuple(each for each in self.provided for _ in each.chosen.names)
 
 
@@ -130,14 +134,21 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
-    mentions.check(spec.command, chosen, directories.input_dir(spec, settings, environ), here=spec.runner != "docker")
+    datasets = choosing.choose(spec.dataset, Datasets.open(settings, environ)) if spec.dataset else []
+    here = spec.runner != "docker"
+    mentions.check(spec.command, chosen, directories.input_dir(spec, settings, environ), here=here)
+    if datasets:  # Without any, /input may be whatever the job likes.
+        inside = directories.dataset_dir(spec, settings, environ)
+        mentions.check(spec.command, datasets, inside, here=here, place=mentions.DATASETS)
     going_on = [] if spec.resume in RESUME else choose.choose((spec.resume,), store, settings, environ)
     for each in (*chosen, *going_on):
         findings = choose.findings(each, store, settings)
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, resume, hidden, files, mask)
+    return Checked(
+        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, hidden, files, mask
+    )
 
 
 def _mask(spec: JobSpec, hidden: Mapping[str, str], files: Mapping[str, bytes], emit: Emit) -> Mask | None:
@@ -172,12 +183,16 @@ def prepare(
     cache = NodeCache.open(settings, emit)
     in_container = spec.runner == "docker"
     input_dir, output = directories.find(spec, settings, environ, folder)
+    dataset_dir = directories.find_datasets(spec, settings, environ, folder, (input_dir, output))
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
-    provided = provide(
-        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING,
-        _lazily(spec, settings, folder, possible, emit), stop=stop,
-    )  # fmt: skip
+    linkable = lambda: in_container or possible().rung in PREVENTING
+    lazily = _lazily(spec, settings, folder, possible, emit)
+    provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
+    datasets = []
+    if checked.datasets:
+        kept = Datasets.open(settings, environ)
+        datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
     work_dir = checked.work_dir
     if spec.repository_url:
         work_dir = str(folder.path / "source")
@@ -187,6 +202,7 @@ def prepare(
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
+        "FLEXAI_INPUT_DIR": docker.DATASETS if in_container else str(dataset_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
@@ -200,17 +216,19 @@ def prepare(
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
+    mounts += tuple((each.path, os.path.join(env["FLEXAI_INPUT_DIR"], each.chosen.names[0])) for each in datasets)
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
     inherited = {"HOME": "/tmp"} if in_container else dict(environ)
     if not in_container:
         closed = lambda: bool(mounts) and possible().rung not in PREVENTING
-        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp", closed)
+        inherited |= identity.lacking(environ, (input_dir, dataset_dir), folder.path / "tmp", closed)
     whole = defaults | inherited | env | spec.env
-    hide = {path for each in provided for path in each.same_bytes}
+    every = (*provided, *datasets)
+    hide = {path for each in every for path in each.same_bytes}
     shield = Protection(
         rungs=ways,
-        input=str(input_dir),
+        inputs=(str(input_dir), *([str(dataset_dir)] if datasets else [])),
         mounts=mounts,
         hide=tuple(sorted(hide)),
         caches=() if in_container else library_caches(whole, cache.folder),
@@ -225,12 +243,12 @@ def prepare(
         handed = SecretFiles(handover.place(folder.path), checked.secret_files)
     if handed:
         whole |= handed.variables
-    held: list[Held] = [held for each in provided for held in (each.lease, each.lazy) if held]
+    held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
         held.append(view)
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
-    if not in_container and (any(each.linked for each in provided) or any(shield.views.values()) or shield.lazy):
+    if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
         command=_command(spec, checked, folder.path / "logs"),
@@ -239,6 +257,7 @@ def prepare(
         output=str(output),
         protection=shield,
         provided=tuple(provided),
+        datasets=tuple(datasets),
         spool=folder.path / "spool",
         watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
         capture=_rungs("capture", settings.capture, filesystem.RUNGS),
@@ -287,7 +306,7 @@ def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
 
 def provide(
     spec: JobSpec,
-    checked: Checked,
+    wanted: Sequence[Chosen],
     store: Store,
     folder: JobFolder,
     cache: NodeCache,
@@ -297,8 +316,8 @@ def provide(
     *,
     stop: Callable[[], None],
 ) -> list[Provided]:
-    """Brings the inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
-    for chosen in checked.chosen:
+    """Brings inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
+    for chosen in wanted:
         if chosen.manifest:  # Before the download: from now on, no retention takes it away.
             try:
                 protection.use(store, chosen.manifest.id, folder.id, spec.name)
@@ -307,7 +326,7 @@ def provide(
                     event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
                 )
     provided = []
-    for chosen in checked.chosen:
+    for chosen in wanted:
         if lazily and chosen.remote:
             text = f"Input {chosen.text} is fetched whole before the job: only a stored checkpoint has a digest of each block"
             emit(event("input-eager", text, "warning"))

@@ -101,6 +101,7 @@ def _details(each: Ancestor) -> list[str]:
         lines.append(f"command {printable(' '.join(lineage.command))}")
     if lineage.repository or lineage.commit:
         lines.append(f"code {printable(lineage.repository or 'local repository')} at {lineage.commit or 'no commit'}")
+    lines += [f"dataset {each.label} ({each.id})" for each in lineage.datasets]
     verb = "also from" if origin else "pushed from"
     lines += [f"{verb} {printable(source)}" for source in lineage.sources]
     return lines

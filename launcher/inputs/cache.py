@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import (
     AccessDenied,
-    CheckpointNotFound,
     DigestMismatch,
     LauncherError,
     LocalResourceError,
@@ -94,7 +93,7 @@ class NodeCache:
         Raises DigestMismatch, NoSpace, StoreError, and what `on_bytes` raises (also called with 0 while it waits). A crash
         leaves what was downloaded for the next attempt.
         """
-        what = f"checkpoint {manifest.name}"
+        what = f"{store.noun} {manifest.name}"
         identifier = self.identifier(manifest, part)
         source = sharing.folder(store.place, manifest)
         way = self._way(store, manifest, linkable, identifier)
@@ -118,7 +117,7 @@ class NodeCache:
         unproven, found = sharing.share(source, manifest, partial, way, known)
         on_bytes(manifest.size - sum(file.size for file in unproven))
         if unproven:
-            sharing.verify(unproven, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+            sharing.verify(unproven, partial, store.noun, manifest.id, threads=self._threads, on_bytes=on_bytes)
             stamps.remember(store.index, manifest.id, known | sharing.unchanged(source, found))
 
     def at_hand(self, store: Store, manifest: Manifest, linkable: Callable[[], bool], *, part: str = "") -> bool:
@@ -270,13 +269,14 @@ def fetch_files(
     try:
         bulk.download(store.place, wanted, threads=threads, timeout=store.timeout, on_bytes=on_bytes)
     except bulk.Damaged as error:
-        raise DigestMismatch(path=error.key.removeprefix(prefix), checkpoint=manifest.id, cause=error.cause) from error
+        path = error.key.removeprefix(prefix)
+        raise DigestMismatch(path=path, what=store.noun, id=manifest.id, cause=error.cause) from error
     except Missing as error:
         if not store.exists(layout.manifest(manifest.id)):
             hint = "It was deleted while it was being read."
-            raise CheckpointNotFound(ref=manifest.name, store=store.url, hint=hint) from error
+            raise store.not_found(ref=manifest.name, store=store.url, hint=hint) from error
         path = str(error).removeprefix(prefix)
-        raise DigestMismatch(path=path, checkpoint=manifest.id, cause="it is missing in the store") from error
+        raise DigestMismatch(path=path, what=store.noun, id=manifest.id, cause="it is missing in the store") from error
 
 
 def _folders(wanted: Iterable[bulk.Wanted]) -> None:

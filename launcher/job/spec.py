@@ -36,6 +36,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
     """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    dataset: tuple[str, ...] = ()
+    """Datasets: NAME, NAME@vN or an id; NAME=MOUNT chooses the folder's name below the datasets' directory (/input)."""
     include: tuple[str, ...] = ()
     """Of the input checkpoints, only files that match one of these globs: *.json, tokenizer/*. Default: all."""
     exclude: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 RESUME = frozenset({"auto", "never", "same-job"})
 """The values of `resume` that are no reference."""
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch", "stop_signal"})
+LISTS = frozenset({"checkpoint", "command", "dataset", "include", "exclude", "rewrite", "watch", "stop_signal"})
 
 
 def load(

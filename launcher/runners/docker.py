@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
-from launcher.inputs import mentions
+from launcher.inputs import datasets, mentions
 from launcher.job.logs import Times
 from launcher.masking import Mask
 from launcher.runners import handover
@@ -25,6 +25,7 @@ from launcher.runners.output import Pump, RankLogs, clean, wide_pipe, write_all
 from launcher.runners.running import Exit
 
 INPUT = mentions.CONTRACT
+DATASETS = datasets.CONTRACT
 OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"

@@ -14,6 +14,7 @@ KINDS = {
     "store-unsupported", "commit-unknown", "collection-incomplete", "local-resource", "no-space", "mount-failed",
     "lock-timeout", "engine-unavailable", "too-few-accelerators", "access-denied", "preempted", "command-not-found",
     "command-not-executable", "object-damaged", "unsafe-pickle", "archive-refused",
+    "dataset-not-found",
 }  # fmt: skip
 
 
