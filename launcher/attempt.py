@@ -123,18 +123,18 @@ def begin(job: Job, *, earlier: int) -> Attempt:
 def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
-    if checked.secrets or checked.secret_files:
+    if checked.given:
         handover.no_core_dumps()
     if prepared.request:
         return Container(
             checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs,
-            secrets=prepared.handed, mask=checked.mask,
+            secrets=prepared.handed, mask=checked.given.mask,
         )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
         single_child=spec.single_child, rewrite=spec.rewrites(),
-        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers), secrets=prepared.handed, mask=checked.mask,
+        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers), secrets=prepared.handed, mask=checked.given.mask,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, masking, secrets
+from launcher import directories, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -25,12 +25,12 @@ from launcher.inputs.selection import Selection
 from launcher.inputs.view import View
 from launcher.job.folder import JobFolder
 from launcher.job.spec import RESUME, JobSpec
-from launcher.masking import Mask
 from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.runners import docker, handover, identity, torchrun
-from launcher.runners.handover import Handed, Handover, SecretFiles
+from launcher.runners.handover import Handed, Handover
 from launcher.runners.torchrun import CommandLine
+from launcher.secrets import Given
 from launcher.settings import Settings
 from launcher.store import protection
 from launcher.store.datasets import Datasets
@@ -58,12 +58,8 @@ class Checked:
     datasets: tuple[Chosen, ...] = ()
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
-    secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    """Variables of the job that are secrets: given to it, written nowhere."""
-    secret_files: dict[str, bytes] = field(default_factory=dict, repr=False)
-    """By variable, what the file holds whose path is its value."""
-    mask: Mask | None = field(default=None, repr=False)
-    """What takes the secrets out of the job's output."""
+    given: Given = field(default_factory=Given)
+    """The job's secrets: given to it, written nowhere."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +109,7 @@ class Prepared:
 def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
     """Everything that can be known before anything long starts. Raises the error of what is wrong."""
     device, extra = devices.choose(spec, environ, emit)
-    hidden = {key: secrets.read(settings.data_dir, name, environ) for key, name in spec.secret.items()}
-    files = {key: secrets.read_bytes(settings.data_dir, name, environ) for key, name in spec.secret_file.items()}
-    mask = _mask(spec, hidden, files, emit)
+    given = secrets.given(settings.data_dir, spec.secret, spec.secret_file, environ, emit, mask=not spec.no_mask)
     commit = ""
     if spec.repository_url:
         commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
@@ -146,22 +140,7 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
-    return Checked(
-        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, hidden, files, mask
-    )
-
-
-def _mask(spec: JobSpec, hidden: Mapping[str, str], files: Mapping[str, bytes], emit: Emit) -> Mask | None:
-    """What takes these secrets out of the job's output, if that is wanted; says which of them are too short for it."""
-    if spec.no_mask or not (hidden or files):
-        return None
-    texts = {spec.secret[key]: text for key, text in hidden.items()}
-    texts |= {spec.secret_file[key]: value.decode("utf-8", "surrogateescape") for key, value in files.items()}
-    for name, text in sorted(texts.items()):
-        if len(text.strip().encode("utf-8", "surrogateescape")) < masking.SHORTEST:
-            said = f"The secret {name} is shorter than {masking.SHORTEST} bytes: {masking.NOT_MASKED}"
-            emit(event("secret-not-masked", said, "warning", secret=name))
-    return masking.Mask({name: secrets.parts(text) for name, text in texts.items()})
+    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, given)
 
 
 def prepare(
@@ -234,15 +213,12 @@ def prepare(
         caches=() if in_container else library_caches(whole, cache.folder),
         lazy={at(each.chosen.names[0]): each.lazy.control for each in provided if each.lazy},
     )
-    hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
+    hidden = checked.given.variables | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
-    handed: Handed | None = None
-    if in_container and (hidden or checked.secret_files):
-        handed = Handover(folder.path / "secrets", hidden, checked.secret_files, docker.owner(spec.user))
-    elif checked.secret_files:
-        handed = SecretFiles(handover.place(folder.path), checked.secret_files)
-    if handed:
-        whole |= handed.variables
+    handed = handover.by_files(
+        folder.path, hidden, checked.given.files, docker.owner(spec.user) if in_container else None
+    )
+    whole |= checked.given.variables | (handed.variables if handed else {})
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
@@ -252,7 +228,7 @@ def prepare(
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
         command=_command(spec, checked, folder.path / "logs"),
-        env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
+        env={name: value for name, value in whole.items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
         protection=shield,

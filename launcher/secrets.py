@@ -15,16 +15,31 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher import names, settings
 from launcher.errors import AccessDenied, LauncherError, NotFoundError, UsageError
+from launcher.events import Emit, event
 from launcher.ids import new_id
-from launcher.masking import Parts
+from launcher.masking import NOT_MASKED, SHORTEST, Mask, Parts
 
 LARGEST = 1 << 20
 _AS_FILE = "A job can have it as a file: --secret-file VARIABLE=NAME."
 _SECRET = re.compile(r"secret|token|passw|key|signature", re.I)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The secrets of one job. `variables`: by variable. `files`: by variable, what the file holds whose path is its value.
+    `mask`: what takes them out of the job's output."""
+
+    variables: dict[str, str] = field(default_factory=dict, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    mask: Mask | None = field(default=None, repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.variables or self.files)
 
 
 def create(data_dir: str, name: str, value: bytes, *, replace: bool = False) -> None:
@@ -83,6 +98,30 @@ def read_bytes(data_dir: str, source: str, environ: Mapping[str, str] | None = N
     raise UsageError(
         what=f"{source!r} names no secret.", hint="Write the name of a kept one, env:VARIABLE or file:PATH."
     )
+
+
+def given(
+    data_dir: str,
+    variables: Mapping[str, str],
+    files: Mapping[str, str],
+    environ: Mapping[str, str],
+    emit: Emit,
+    *,
+    mask: bool,
+) -> Given:
+    """Reads a job's secrets: both mappings are of variables to sources. Warns of those that are too short to be masked. Raises as
+    `read` and `read_bytes`."""
+    texts = {key: read(data_dir, source, environ) for key, source in variables.items()}
+    contents = {key: read_bytes(data_dir, source, environ) for key, source in files.items()}
+    found = {variables[key]: text for key, text in texts.items()}
+    found |= {files[key]: value.decode("utf-8", "surrogateescape") for key, value in contents.items()}
+    if not mask or not found:
+        return Given(texts, contents)
+    for name, text in sorted(found.items()):
+        if len(text.strip().encode("utf-8", "surrogateescape")) < SHORTEST:
+            said = f"The secret {name} is shorter than {SHORTEST} bytes: {NOT_MASKED}"
+            emit(event("secret-not-masked", said, "warning", secret=name))
+    return Given(texts, contents, Mask({name: parts(text) for name, text in found.items()}))
 
 
 def _read(path: Path, source: str, *, private: bool) -> bytes:

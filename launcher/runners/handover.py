@@ -44,7 +44,7 @@ class Handed(Protocol):
     """Secrets in files, which are there from before the job's start until its end."""
 
     @property
-    def variables(self) -> Mapping[str, str]:
+    def variables(self) -> dict[str, str]:
         """The job's variables that say where the files are."""
 
     def give(self) -> None:
@@ -58,6 +58,16 @@ def place(job: Path) -> Path:
     """The folder for the files of a job that runs on this machine, by its job folder: in memory where that can be had."""
     memory = os.path.ismount(_MEMORY) and os.access(_MEMORY, os.W_OK | os.X_OK)
     return Path(_MEMORY, f"launcher-{job.name}") if memory else job / "secrets"
+
+
+def by_files(
+    job: Path, variables: Mapping[str, str], files: Mapping[str, bytes], owner: tuple[int, int] | None
+) -> Handed | None:
+    """How the job of this folder gets its secrets by files, if it does. `variables`: those that a container's engine is not
+    told; `owner`: of the container's files, see `Handover`, and None for a job on this machine."""
+    if owner and (variables or files):
+        return Handover(job / "secrets", variables, files, owner)
+    return SecretFiles(place(job), files) if files else None
 
 
 def forget(job: Path) -> None:
@@ -81,7 +91,7 @@ class SecretFiles:
     values: Mapping[str, bytes] = field(repr=False)
 
     @property
-    def variables(self) -> Mapping[str, str]:
+    def variables(self) -> dict[str, str]:
         return {name: str(self.folder / name) for name in self.values}
 
     def give(self) -> None:
@@ -110,7 +120,7 @@ class Handover:
     owner: tuple[int, int]
 
     @property
-    def variables(self) -> Mapping[str, str]:
+    def variables(self) -> dict[str, str]:
         return {name: f"{FILES}/{name}" for name in self.files}
 
     @property
