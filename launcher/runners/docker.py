@@ -106,6 +106,7 @@ def plan(
     }
     if secrets:
         request["ulimits"] = [{"Name": "core", "Soft": 1, "Hard": 1}]  # See `handover.no_core_dumps`.
+        request["log_config"] = {"Type": "none"}  # The engine would keep all output as it is.
         if secrets.files:
             request["tmpfs"] = {handover.FILES: f"size={secrets.memory},mode=1777,nosuid,nodev,noexec"}
     if network:
@@ -200,7 +201,10 @@ class Container:
         self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
         try:
             self._container = client.containers.create(**arguments)
-            stream = self._container.attach(stdout=True, stderr=True, stream=True, logs=True, demux=True)
+            logs = (
+                "log_config" not in request
+            )  # Else the engine has none to begin with, and `docker run` does without too.
+            stream = self._container.attach(stdout=True, stderr=True, stream=True, logs=logs, demux=True)
             self._pipes = [wide_pipe(), wide_pipe()]
             readers = [reader for reader, _ in self._pipes]
             self._pump = Pump(dict(zip(readers, (out, err))), self._log, self._times, mask)

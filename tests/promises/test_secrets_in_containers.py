@@ -90,7 +90,8 @@ def test_the_job_has_it_and_nobody_else(docker: Launcher, code: Path, user: str,
         folder = docker.job("j")
         name = f"launcher-{folder.name}"
         shown = run(docker, "inspect", name).stdout
-        shown += run(docker, "top", name, "-eo", "args").stdout + run(docker, "logs", name).stdout
+        logs = run(docker, "logs", name)
+        shown += run(docker, "top", name, "-eo", "args").stdout + logs.stdout + logs.stderr
         pids = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
         for path in pids:
             try:
