@@ -84,10 +84,6 @@ def main() -> None:
             "bare": (["setsid", "--wait", *text], environment()),
             "plain init": ([*INITS["launcher"], *text], environment()),
             "main job": ([PROGRAM, "training", "run", "x", "--", *text], job),
-            "main job with a secret": (
-                [PROGRAM, "training", "run", "x", "-S", "TOKEN=env:BENCHMARK_TOKEN", "--", *text],
-                job | {"BENCHMARK_TOKEN": "hf_ABCDefghIJKLmnopQRSTuvwxYZ0123456789"},
-            ),
         }
         rates = [{kind: rate(*given, folder) for kind, given in kinds.items()} for _ in range(max(3, rounds // 10))]
     for kind in kinds:

@@ -69,24 +69,29 @@ class Mask:
                 {each for each in every if len(each) >= SHORTEST} - shown.keys(), f"[secret {name}]".encode()
             )
         self.shown = list(shown.values())
+        small = sum(map(len, shown)) <= 4 * _LONG
         # Its own choice for few needles, however long, takes a KiB of memory for each of their bytes.
-        small = Implementation.ContiguousNFA if sum(map(len, shown)) > _LONG else None
-        self.find = BytesAhoCorasick(list(shown), MatchKind.LeftmostLongest, small).find_matches_as_indexes
+        how = None if small else Implementation.ContiguousNFA
+        self.find = BytesAhoCorasick(list(shown), MatchKind.LeftmostLongest, how).find_matches_as_indexes
         self._longest = max(map(len, shown), default=0)
         self._headed: dict[bytes, list[bytes]] = {}
         for each in shown:
             self._headed.setdefault(each[:SHORTEST], []).append(each)
         self._heads = list(self._headed)
+        pieces = (each[at : at + SHORTEST] for each in shown for at in range(len(each) - SHORTEST + 1))
+        self._pieces = frozenset(pieces) if small else None
+        """What a beginning of a secret can end in: nearly no end of any data is there, so that is all there is to look at."""
         self._find_heads = BytesAhoCorasick(self._heads).find_matches_as_indexes
         self._starts = {head[:length] for head in self._heads for length in range(1, SHORTEST)}
 
     def beginnings(self, data: bytes) -> Iterator[int]:
         """Where the beginning of a secret stands that `data` cuts off, from left to right."""
-        start = max(0, len(data) - self._longest + 1)
-        for head, at, _ in self._find_heads(data[start:], overlapping=True):
-            rest = data[start + at :]
-            if any(each.startswith(rest) and each != rest for each in self._headed[self._heads[head]]):
-                yield start + at
+        if self._pieces is None or data[-SHORTEST:] in self._pieces:
+            start = max(0, len(data) - self._longest + 1)
+            for head, at, _ in self._find_heads(data[start:], overlapping=True):
+                rest = data[start + at :]
+                if any(each.startswith(rest) and each != rest for each in self._headed[self._heads[head]]):
+                    yield start + at
         for length in range(min(SHORTEST - 1, len(data)), 0, -1):
             if data[-length:] in self._starts:
                 yield len(data) - length
