@@ -15,8 +15,9 @@ import msgspec
 from launcher.errors import CheckpointNotFound, DatasetNotFound, InputChanged
 from launcher.events import Emit, Redactor, event
 from launcher.health import Health
-from launcher.inputs import choose, source
+from launcher.inputs import choose
 from launcher.inputs import datasets as choosing
+from launcher.inputs import source as sources
 from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen
 from launcher.inputs.selection import Selection
@@ -61,7 +62,7 @@ class Job:
 
 
 def same_inputs(job: Job) -> Job:
-    """A job that is started again gets the inputs that it had, whatever their names mean by now."""
+    """A job that is started again gets the inputs and the code that it had, whatever their names mean by now."""
     had = {each.reference: each.checkpoint for attempt in job.record.attempts for each in attempt.inputs}
     chosen = []
     for each in job.checked.chosen:
@@ -75,7 +76,11 @@ def same_inputs(job: Job) -> Job:
                 text = f"Input {each.text} was {identifier}, which was deleted: {named.id} is taken"
                 job.emit(event("input-changed", text, "warning"))
         chosen.append(each)
-    checked = dataclasses.replace(job.checked, chosen=tuple(chosen), datasets=_same_datasets(job))
+    source = job.record.source
+    same = job.spec.repository_url and source.get("repository") == job.redactor.text(job.spec.repository_url)
+    same = same and source.get("revision") == job.spec.repository_revision
+    commit = source["commit"] if same else job.checked.commit
+    checked = dataclasses.replace(job.checked, chosen=tuple(chosen), commit=commit, datasets=_same_datasets(job))
     return dataclasses.replace(job, checked=checked)
 
 
@@ -180,10 +185,13 @@ def verify(prepared: Prepared, running: Running, settings: Settings) -> InputCha
 def subject(job: Job, prepared: Prepared, resumed: Resumed) -> Subject:
     """What every checkpoint of this attempt says about its origin; the record gets the source."""
     spec, redactor = job.spec, job.redactor
-    repository, commit = spec.repository_url, job.checked.commit
-    if not repository:
-        repository, commit = source.head(prepared.work_dir)
-    job.record.source = {"repository": redactor.text(repository), "commit": commit}
+    code = sources.State(spec.repository_url, job.checked.commit)
+    if not spec.repository_url:
+        code = sources.state(prepared.work_dir, job.environ)
+    repository = redactor.text(code.repository)
+    job.record.source = {
+        "repository": repository, "revision": spec.repository_revision, "commit": code.commit, "changes": code.changes,
+    }  # fmt: skip
     chosen = [each.chosen for each in prepared.provided]
     return Subject(
         job=spec.name,
@@ -193,8 +201,9 @@ def subject(job: Job, prepared: Prepared, resumed: Resumed) -> Subject:
             redactor.text(each) for each in (*(e.source for e in chosen if not e.manifest), *resumed.sources)
         ),
         datasets=tuple(dict.fromkeys(each.chosen.dataset for each in prepared.datasets if each.chosen.dataset)),
-        repository=redactor.text(repository),
-        commit=commit,
+        repository=repository,
+        commit=code.commit,
+        changes=code.changes,
         command=tuple(redactor.command(spec.command)),
     )
 

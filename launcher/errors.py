@@ -15,10 +15,12 @@
     │   ├── UnsafePath
     │   ├── ArchiveRefused                damaged, or with members that no checkpoint has
     │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   ├── RequirementsFailed            packages that the job's code names cannot be installed
     │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
     ├── StoreError                   69
     │   ├── StoreUnavailable              retryable
+    │   │   └── RepositoryUnavailable     the code's repository, or an index of packages
     │   └── StoreUnsupported              it cannot create an object only if it is absent
     ├── CommitUnknown                74   neither proven nor refuted: nothing may be cleaned up
     ├── CollectionIncomplete         74   whole checkpoints left unstored
@@ -166,6 +168,13 @@ class FormatBroken(InvalidDataError):
     message = "{source} is not a whole checkpoint: {cause}."
 
 
+class RequirementsFailed(InvalidDataError):
+    """The packages of a requirements file cannot be installed."""
+
+    kind = "requirements-failed"
+    message = "The requirements of {path} cannot be installed: {cause}."
+
+
 class UnsafePickle(InvalidDataError):
     """The pickles of a checkpoint hold what is not known to be harmless, and --pickles deny refuses that."""
 
@@ -201,6 +210,14 @@ class StoreUnavailable(StoreError):
     default_hint = (
         "Check LAUNCHER_STORE, the endpoint (AWS_ENDPOINT_URL) and the network, then run the same command again."
     )
+
+
+class RepositoryUnavailable(StoreUnavailable):
+    """What the job's code or its packages come from did not answer."""
+
+    kind = "repository-unavailable"
+    message = "{what}: {cause}."
+    default_hint = "Check the address and the network, then run the same command again."
 
 
 class StoreUnsupported(StoreError):

@@ -41,7 +41,7 @@ from launcher.verdict import Evidence
 
 def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
-    given = (*spec.secret.values(), *spec.secret_file.values())
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     console = Console(form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
@@ -49,7 +49,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     with health.served(spec):
         store = Store.open(settings, environ)
         recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
-        checked = check(spec, settings, environ, store, console)
+        checked = check(spec, settings, environ, store, console, stop=stops.check)
         stops.check()
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)
@@ -103,7 +103,7 @@ def _attempts(job: Job) -> Outcome:
                 attempt.phases["prepare"] = time.time() - attempt.started
                 attempt.outcome = _run(job, exact, resumed)
             except LauncherError as error:
-                attempt.outcome = report.of_error(error)
+                attempt.outcome = report.of_error(error, job.redactor.text)
             attempt.ended = time.time()
             restart = None if job.stops.asked else restarts.decide(job.spec, job.record.attempts[started:])
             if restart is None or not attempts.pause(job, restart):

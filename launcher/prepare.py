@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, secrets
+from launcher import directories, requirements, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -27,6 +27,7 @@ from launcher.job.folder import JobFolder
 from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
+from launcher.requirements import Environment
 from launcher.runners import docker, handover, identity, torchrun
 from launcher.runners.handover import Handed, Handover
 from launcher.runners.torchrun import CommandLine
@@ -58,6 +59,7 @@ class Checked:
     datasets: tuple[Chosen, ...] = ()
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
+    repository: source.Repository | None = None
     given: Given = field(default_factory=Given)
     """The job's secrets: given to it, written nowhere."""
 
@@ -84,6 +86,8 @@ class Prepared:
     """Docker: what the engine is asked for."""
     handed: Handed | None = None
     """The secrets that the job finds in files."""
+    environment: Environment | None = None
+    """The job's packages, where it asks for any."""
 
     @property
     def verdict(self) -> Path:
@@ -106,21 +110,34 @@ class Prepared:
         return tuple(each for each in self.provided for _ in each.chosen.names)
 
 
-def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
-    """Everything that can be known before anything long starts. Raises the error of what is wrong."""
+def check(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    store: Store,
+    emit: Emit,
+    *,
+    stop: Callable[[], None] = lambda: None,
+) -> Checked:
+    """Everything that can be known before anything long starts. Raises the error of what is wrong, and what `stop` raises: it
+    is called often while the code's repository is asked."""
     device, extra = devices.choose(spec, environ, emit)
     given = secrets.given(settings.data_dir, spec.secret, spec.secret_file, environ, emit, mask=not spec.no_mask)
-    commit = ""
+    commit, repository = "", None
     if spec.repository_url:
-        commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
+        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret)
+        repository = source.Repository(spec.repository_url, spec.repository_revision, token)
+        commit = source.check(repository, environ, timeout=settings.store_timeout, stop=stop)
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
     python = devices.interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
     elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
-    if not spec.repository_url and not elsewhere:
-        torchrun.check_command(spec.command, work_dir)
+    if not spec.repository_url:
+        needed = requirements.find(spec, work_dir)
+        if not elsewhere:
+            torchrun.check_command(spec.command, work_dir, programs=needed is None)
     if spec.input_mode == "lazy":
         from launcher.inputs import lazy
 
@@ -140,7 +157,9 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, given)
+    return Checked(
+        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, given
+    )
 
 
 def prepare(
@@ -166,18 +185,13 @@ def prepare(
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
     linkable = lambda: in_container or possible().rung in PREVENTING
+    work_dir, environment = _code(spec, settings, environ, folder, checked, cache, emit, stop=stop)
     lazily = _lazily(spec, settings, folder, possible, emit)
     provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
     datasets = []
     if checked.datasets:
         kept = Datasets.open(settings, environ)
         datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
-    work_dir = checked.work_dir
-    if spec.repository_url:
-        work_dir = str(folder.path / "source")
-        source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
-        if spec.runner != "docker":
-            torchrun.check_command(spec.command, work_dir)
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
@@ -203,8 +217,13 @@ def prepare(
         closed = lambda: bool(mounts) and possible().rung not in PREVENTING
         inherited |= identity.lacking(environ, (input_dir, dataset_dir), folder.path / "tmp", closed)
     whole = defaults | inherited | env | spec.env
+    if environment:
+        path = whole.get("PATH") or (docker.image(checked.client, spec.image)[1] if in_container else os.defpath)
+        whole |= environment.variables(path)
     every = (*provided, *datasets)
     hide = {path for each in every for path in each.same_bytes}
+    if environment and not in_container:
+        hide.add(environment.folder)
     shield = Protection(
         rungs=ways,
         inputs=(str(input_dir), *([str(dataset_dir)] if datasets else [])),
@@ -220,6 +239,7 @@ def prepare(
     )
     whole |= checked.given.variables | (handed.variables if handed else {})
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
+    held += [environment.lease] if environment else []
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
         held.append(view)
@@ -227,7 +247,7 @@ def prepare(
     if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, folder.path / "logs"),
+        command=_command(spec, checked, environment, folder.path / "logs"),
         env={name: value for name, value in whole.items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
@@ -241,7 +261,40 @@ def prepare(
         stop_file=stop_file,
         leases=tuple(held),
         handed=handed,
+        environment=environment,
     )
+
+
+def _code(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    folder: JobFolder,
+    checked: Checked,
+    cache: NodeCache,
+    emit: Emit,
+    *,
+    stop: Callable[[], None],
+) -> tuple[str, Environment | None]:
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for."""
+    work_dir = checked.work_dir
+    if checked.repository:
+        work_dir = str(folder.path / "source")
+        source.fetch(
+            checked.repository, checked.commit, Path(work_dir), environ,
+            timeout=settings.store_timeout, stop=stop, emit=emit,
+        )  # fmt: skip
+    needed, environment = requirements.find(spec, work_dir), None
+    if checked.repository and spec.runner != "docker":
+        torchrun.check_command(spec.command, work_dir, programs=needed is None)
+    if needed:
+        environment = requirements.provide(
+            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.given.variables, work_dir=work_dir,
+            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+        )  # fmt: skip
+        if spec.runner != "docker":
+            torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
+    return work_dir, environment
 
 
 def of_attempt(
@@ -257,7 +310,8 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    exact = dataclasses.replace(prepared, command=_command(spec, checked, inside), env=kept | own, logs=logs)
+    command = _command(spec, checked, prepared.environment, inside)
+    exact = dataclasses.replace(prepared, command=command, env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
         exact = dataclasses.replace(exact, stop_file=logs / prepared.stop_file.name)
@@ -268,13 +322,14 @@ def of_attempt(
     return exact
 
 
-def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
+def _command(spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path) -> CommandLine:
     in_container = spec.runner == "docker"
+    python = docker.PYTHON if in_container else checked.python
     return torchrun.command_line(
         spec.command,
         accels=spec.accels,
         launch=spec.launch,
-        python=docker.PYTHON if in_container else checked.python,
+        python=environment.python if environment else python,
         agent=docker.AGENT if in_container else torchrun.AGENT,
         log_dir=str(logs),
     )
@@ -385,6 +440,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
         secrets=prepared.handed if isinstance(prepared.handed, Handover) else None,
+        environment=prepared.environment.folder if prepared.environment else "",
     )
 
 

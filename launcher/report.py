@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,16 @@ from launcher.transfer.retry import call
 from launcher.verdict import Verdict
 
 
-def of_error(error: LauncherError) -> Outcome:
-    """The outcome of a job that the launcher could not run."""
+def of_error(error: LauncherError, redact: Callable[[str], str] = str) -> Outcome:
+    """The outcome of a job that the launcher could not run; `redact` takes secrets out of what it says."""
     return Outcome(
         code=error.exit_code,
         origin="job" if error.exit_code in (126, 127) else "launcher",
-        cause=error.text,
+        cause=redact(error.text),
         failure="exit" if error.exit_code in (126, 127) else "launcher",
         kind=error.kind,
         retryable=error.retryable,
-        hint=error.hint,
+        hint=redact(error.hint),
     )
 
 

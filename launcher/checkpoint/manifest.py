@@ -96,7 +96,8 @@ class Dataset(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets."""
+    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets. `changes`: a digest of
+    what in the code's folder was not committed; empty: nothing; "unknown"."""
 
     parents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
@@ -105,6 +106,7 @@ class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
     command: tuple[str, ...] = ()
     datasets: tuple[Dataset, ...] = ()
     """What the job had beside its input checkpoints."""
+    changes: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

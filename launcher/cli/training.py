@@ -33,7 +33,13 @@ _OPTIONS = [
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
-    click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
+    click.option(
+        "-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it. [its default branch]"
+    ),
+    click.option("--repository-token-secret", metavar="NAME", help="Secret with the token that its server asks for."),
+    click.option(
+        "--requirements-path", metavar="FILE", help="Packages for the job. [the repository's requirements.txt, if any]"
+    ),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
     click.option(
         "-S",
@@ -159,6 +165,7 @@ def _run_command(kind: str) -> click.Command:
           launcher training run eval -C ft_01@v2=model -- -m lm_eval --model hf
           launcher training run dry --runner docker --image my/image -C base -- train.py
           launcher training run from-file --file job.yaml
+          launcher training run ft_03 -u https://git.example.org/team/code -b v1.2 -C base -- train.py
         """
         return _run(ctx, kind, name, words, job_file, flags)
 

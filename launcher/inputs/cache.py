@@ -25,7 +25,7 @@ from launcher.errors import (
 )
 from launcher.events import Emit, event
 from launcher.inputs import share as sharing
-from launcher.inputs.entries import About, Cached, Entries, Lease
+from launcher.inputs.entries import About, Cached, Entries, Lease, remove
 from launcher.settings import Settings, parse_share
 from launcher.store import layout, stamps
 from launcher.store.store import Store
@@ -144,6 +144,25 @@ class NodeCache:
         lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
         return self.entry(identifier), lease
 
+    def fetch_environment(
+        self, identity: str, name: str, source: str, build: Callable[[Path, Path], None], on_bytes: OnBytes
+    ) -> tuple[Path, Lease]:
+        """What `build` makes in a folder (its first argument, where a crash may have left something) for the place that it gets
+        when it is whole (the second), once for all who ask for this identity. Raises what `build` and `on_bytes` do (which is
+        called with 0 while it waits)."""
+        identifier = "environment-" + _hash(identity)
+
+        def make(partial: Path) -> About:
+            try:
+                build(partial, self.entry(identifier))
+            except BaseException:
+                remove(partial)
+                raise
+            return About(name, source, tuple(_described(partial)), kind="environment")
+
+        lease = self._make(identifier, 0, f"the packages of {name}", make, on_bytes)
+        return self.entry(identifier), lease
+
     def _make(
         self, identifier: str, size: int, what: str, download: Callable[[Path], About], on_bytes: OnBytes
     ) -> Lease:
@@ -240,9 +259,29 @@ def _differences(folder: Path, found: set[str], files: Iterable[File]) -> list[s
     listed = {file.path: file for file in files}
     reasons = [f"{path} was {'added' if path in found else 'removed'}" for path in sorted(found ^ listed.keys())]
     for path in sorted(found & listed.keys()):
-        if digests.of_file(folder / path) != listed[path].digest:
+        if _digest(folder / path) != listed[path].digest:
             reasons.append(f"{path} has other content")
     return reasons
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes; of a link's own text."""
+    return digests.of_bytes(os.fsencode(os.readlink(path))) if path.is_symlink() else digests.of_file(path)
+
+
+def _described(folder: Path) -> Iterator[File]:
+    """Every file below a folder, which is read-only from now on."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        if path.is_symlink():
+            yield File(str(path.relative_to(folder)), 0, _digest(path))
+        elif path.is_file():
+            status = path.stat()
+            path.chmod(status.st_mode & 0o555)
+            yield File(
+                str(path.relative_to(folder)), status.st_size, _digest(path), status.st_mode & 0o555, status.st_mtime
+            )
 
 
 def fetch_files(

@@ -10,7 +10,7 @@ its two neighbours that do the same. PLAN is JSON, with canonical paths, all of 
             copy-on-write view by overlayfs (bind and userns only), or empty: the source is the job's own copy
     lazy    {target: descriptor}: inputs that a server answers for (see `lazy`). A FUSE file system is mounted at the target,
             and its descriptor passed over this socket (bind and userns only)
-    hide    folders that hold the same bytes under another path (the node cache): read-only too
+    hide    other folders that are read-only too: the same bytes under another path (the node cache), the job's packages
     caches  [[variable, default, replacement], …]: set to the replacement where the job cannot write the default
     report  a file descriptor that takes one JSON object: rung, refused {rung: why}, notes, error
 
@@ -164,7 +164,7 @@ RUNGS = {"bind": bind, "userns": userns, "landlock": landlock, "permissions": pe
 
 def _protect(plan: Plan) -> dict[str, Any]:
     refused: dict[str, str] = {}
-    if not plan["mounts"]:
+    if not plan["mounts"] and not plan["hide"]:
         return {"rung": "", "refused": {}, "notes": []}
     for rung in plan["rungs"]:
         # Tried in a child first: a rung that fails halfway must leave no trace in this process.

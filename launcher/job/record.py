@@ -130,7 +130,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     skipped: list[dict[str, Any]] = []
     """What was seen and not collected: name and reason."""
     source: dict[str, str] = {}
-    """Repository and commit, where the code came from one."""
+    """Where the code came from: repository, revision as asked for, commit, and a digest of what was not committed (`changes`)."""
 
     @property
     def outcome(self) -> Outcome | None:

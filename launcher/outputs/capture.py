@@ -56,6 +56,7 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     datasets: tuple[Dataset, ...] = ()
     repository: str = ""
     commit: str = ""
+    changes: str = ""
     command: tuple[str, ...] = ()
 
     @property

@@ -49,6 +49,7 @@ class Subject:
     datasets: tuple[Dataset, ...] = ()
     repository: str = ""
     commit: str = ""
+    changes: str = ""
     command: tuple[str, ...] = ()
 
 
@@ -334,6 +335,7 @@ class Judge:
             datasets=subject.datasets,
             repository=subject.repository,
             commit=subject.commit,
+            changes=subject.changes,
             command=subject.command,
         )
         format = formats.by_name(judgement.format)

@@ -249,6 +249,7 @@ def subject(record: JobRecord, attempt: Attempt) -> Subject:
         ),
         repository=record.source.get("repository", ""),
         commit=record.source.get("commit", ""),
+        changes=record.source.get("changes", ""),
         command=record.spec.command,
     )
 

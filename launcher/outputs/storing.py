@@ -73,7 +73,13 @@ def store_capture(
             ready=format.ready(tree) if format else Ready(),
             origin=Origin(job, capture.job, capture.path, capture.node, capture.attempt),
             lineage=Lineage(
-                capture.parents, capture.sources, capture.repository, capture.commit, capture.command, capture.datasets
+                capture.parents,
+                capture.sources,
+                capture.repository,
+                capture.commit,
+                capture.command,
+                capture.datasets,
+                capture.changes,
             ),
             safety=found.findings,
             imports=found.imports,

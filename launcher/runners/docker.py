@@ -17,12 +17,14 @@ from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
 from launcher.inputs import datasets, mentions
+from launcher.inputs.programs import Done
 from launcher.job.logs import Times
 from launcher.masking import Mask
 from launcher.runners import handover
 from launcher.runners.handover import Handed, Handover
 from launcher.runners.output import Pump, RankLogs, clean, wide_pipe, write_all
 from launcher.runners.running import Exit
+from launcher.text import printable
 
 INPUT = mentions.CONTRACT
 DATASETS = datasets.CONTRACT
@@ -30,7 +32,10 @@ OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
 LOGS = "/run/launcher/logs"
+ENVIRONMENT = "/run/launcher/environment"
 PYTHON = "python3"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What the engine sets where an image has no PATH."""
 _PIDS = 32768
 _NOBODY = 65534
 _ANSWER, _REMOVAL = 2.0, 60.0
@@ -75,9 +80,11 @@ def plan(
     shm_size: int,
     gpus: int,
     secrets: Handover | None = None,
+    environment: str = "",
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only. `secrets`: how they will be handed over, if any are."""
+    the paths in `writable` not read-only. `secrets`: how they will be handed over, if any are. `environment`: the folder with
+    the job's packages, if it has any of its own."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
@@ -88,6 +95,31 @@ def plan(
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
         binds.append({"Type": "bind", "Source": secrets.source, "Target": handover.INSIDE, "ReadOnly": False})
+    if environment:
+        binds.append({"Type": "bind", "Source": environment, "Target": ENVIRONMENT, "ReadOnly": True})
+    request = hardened(
+        image=image, name=name, command=command, env=env, binds=binds, user=user, network=network, secrets=bool(secrets)
+    )
+    request |= {"labels": {"launcher.job": job_id}, "shm_size": shm_size}
+    if secrets and secrets.files:
+        request["tmpfs"] = {handover.FILES: f"size={secrets.memory},mode=1777,nosuid,nodev,noexec"}
+    if gpus:
+        request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
+    return request
+
+
+def hardened(
+    *,
+    image: str,
+    name: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    binds: Sequence[dict[str, Any]],
+    user: str,
+    network: str,
+    secrets: bool,
+) -> dict[str, Any]:
+    """What every container of ours is asked for with. `secrets`: one of the binds holds variables, which are set first."""
     request: dict[str, Any] = {
         "image": image,
         "name": name,
@@ -96,24 +128,16 @@ def plan(
         "environment": dict(env),
         "working_dir": WORK,
         "user": user,
-        "mounts": binds,
-        "labels": {"launcher.job": job_id},
+        "mounts": list(binds),
         "init": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "pids_limit": _PIDS,
-        "shm_size": shm_size,
     }
     if secrets:
         request["ulimits"] = [{"Name": "core", "Soft": 1, "Hard": 1}]  # See `handover.no_core_dumps`.
         request["log_config"] = {"Type": "none"}  # The engine would keep all output as it is.
-        if secrets.files:
-            request["tmpfs"] = {handover.FILES: f"size={secrets.memory},mode=1777,nosuid,nodev,noexec"}
-    if network:
-        request["network"] = network
-    if gpus:
-        request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
-    return request
+    return request | ({"network": network} if network else {})
 
 
 def connect(image: str) -> Any:
@@ -151,6 +175,81 @@ def container_name(job: str) -> str:
     return f"launcher-{job}"
 
 
+def image(client: Any, image: str) -> tuple[str, str]:
+    """An image's id, and its PATH. Raises EngineUnavailable."""
+    from docker.errors import DockerException
+
+    try:
+        found = client.images.get(image)
+    except DockerException as error:
+        raise EngineUnavailable(cause=f"failed: {error}") from error
+    pairs = [each.partition("=") for each in found.attrs["Config"].get("Env") or ()]
+    return found.id, next((value for name, _, value in pairs if name == "PATH"), _PATH)
+
+
+def run_once(client: Any, request: dict[str, Any], *, stop: Callable[[], None], on_line: Callable[[str], None]) -> Done:
+    """Runs a container that is no job to its end; what has its name is removed before, and it is removed after. `on_line` gets
+    each line of its stderr. Raises EngineUnavailable, LocalResourceError, and what `stop` raises, which ends it."""
+    from docker.errors import APIError, DockerException, NotFound
+
+    output, said = bytearray(), bytearray()
+
+    def follow(stream: Any) -> None:
+        with contextlib.suppress(Exception):  # The wait below tells how it ended.
+            for out, err in stream:
+                output.extend(out or b"")
+                for line in (err or b"").decode("utf-8", "replace").splitlines():
+                    on_line(printable(line))
+                said.extend(err or b"")
+
+    container = None
+    try:
+        with contextlib.suppress(NotFound):
+            client.containers.get(request["name"]).remove(force=True, v=True)
+        container = client.containers.create(**_arguments(request))
+        stream = _attach(container, request)
+        thread = threading.Thread(target=follow, args=(stream,), name="output", daemon=True)
+        thread.start()
+        container.start()
+        while thread.is_alive():
+            stop()
+            thread.join(0.1)
+        code = int(container.wait(timeout=60)["StatusCode"])
+        lines = [printable(line) for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+        return Done(code, output.decode("utf-8", "replace"), tuple(lines[-200:]))
+    except APIError as error:
+        raise LocalResourceError(
+            what=f"The Docker engine refused the container: {error.explanation or error}"
+        ) from error
+    except (DockerException, OSError) as error:
+        raise EngineUnavailable(cause=f"failed: {error}") from error
+    finally:
+        if container is not None:
+            with contextlib.suppress(DockerException, OSError):
+                container.remove(force=True, v=True)
+
+
+def _arguments(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as the engine's library takes it."""
+    from docker.types import DeviceRequest, Mount, Ulimit
+
+    mounts = [
+        Mount(each["Target"], each["Source"], type="bind", read_only=each["ReadOnly"]) for each in request["mounts"]
+    ]
+    limits = [Ulimit(**each) for each in request.get("ulimits", ())]
+    devices = [
+        DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
+        for each in request.get("device_requests", ())
+    ]
+    return request | {"mounts": mounts, "ulimits": limits, "device_requests": devices}
+
+
+def _attach(container: Any, request: dict[str, Any]) -> Any:
+    """What a container prints, from its start on: pairs of pieces of stdout and stderr."""
+    logs = "log_config" not in request  # Else the engine has none to begin with; `docker run` does without too.
+    return container.attach(stdout=True, stderr=True, stream=True, logs=logs, demux=True)
+
+
 class Container:
     """A started container. Its output is followed live; it is removed at the end, whatever the end."""
 
@@ -173,18 +272,8 @@ class Container:
         Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError.
         """
         from docker.errors import APIError, DockerException
-        from docker.types import DeviceRequest, Mount, Ulimit
 
-        arguments = dict(request)
-        arguments["mounts"] = [
-            Mount(each["Target"], each["Source"], type="bind", read_only=each["ReadOnly"]) for each in request["mounts"]
-        ]
-        if "device_requests" in arguments:
-            arguments["device_requests"] = [
-                DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
-                for each in request["device_requests"]
-            ]
-        arguments["ulimits"] = [Ulimit(**each) for each in request.get("ulimits", ())]
+        arguments = _arguments(request)
         self._secrets = secrets
         if secrets:
             secrets.give()
@@ -201,10 +290,7 @@ class Container:
         self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
         try:
             self._container = client.containers.create(**arguments)
-            logs = (
-                "log_config" not in request
-            )  # Else the engine has none to begin with, and `docker run` does without too.
-            stream = self._container.attach(stdout=True, stderr=True, stream=True, logs=logs, demux=True)
+            stream = _attach(self._container, request)
             self._pipes = [wide_pipe(), wide_pipe()]
             readers = [reader for reader, _ in self._pipes]
             self._pump = Pump(dict(zip(readers, (out, err))), self._log, self._times, mask)

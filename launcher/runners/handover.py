@@ -66,7 +66,7 @@ def by_files(
     """How the job of this folder gets its secrets by files, if it does. `variables`: those that a container's engine is not
     told; `owner`: of the container's files, see `Handover`, and None for a job on this machine."""
     if owner and (variables or files):
-        return Handover(job / "secrets", variables, files, owner)
+        return Handover(job / "secrets", variables, owner, files)
     return SecretFiles(place(job), files) if files else None
 
 
@@ -116,8 +116,8 @@ class Handover:
 
     folder: Path
     values: Mapping[str, str] = field(repr=False)
-    files: Mapping[str, bytes] = field(repr=False)
     owner: tuple[int, int]
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def variables(self) -> dict[str, str]:
