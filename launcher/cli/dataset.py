@@ -13,6 +13,7 @@ from launcher.cli.context import confirm, console, current, json_option, print_j
 
 if TYPE_CHECKING:
     from launcher.store.datasets import Datasets
+    from launcher.store.journal import Push
     from launcher.store.reading import Checkpoint
 
 
@@ -212,33 +213,51 @@ def verify(ctx: click.Context, ref: str, read_data: bool, as_json: bool) -> None
 @json_option
 @click.pass_context
 def delete(ctx: click.Context, refs: tuple[str, ...], force: bool, yes: bool, as_json: bool) -> None:
-    """Removes versions of datasets from the store: NAME alone is its newest one. Their numbers are never given again.
+    """Removes versions of datasets from the store: NAME alone is its newest one, or, where it has none, what a push that was
+    cut off has sent. Their numbers are never given again.
 
     \b
     Examples:
       launcher dataset delete medical@v1
       launcher dataset delete medical --force --yes
     """
-    from launcher.errors import UsageError
-    from launcher.store import protection, removal
+    from launcher.errors import DatasetNotFound, UsageError
+    from launcher.store import journal, protection, removal
     from launcher.text import size
 
     store = _open(ctx)
-    found = list({each.manifest.id: each for each in map(store.resolve, refs)}.values())
+    found: dict[str, Checkpoint] = {}
+    pushes: list[Push] = []
+    for ref in refs:
+        try:
+            resolved = store.resolve(ref)
+            found[resolved.manifest.id] = resolved
+        except DatasetNotFound:
+            mine = journal.unfinished(store, current(ctx)[0].data_dir)
+            pushes += (cut_off := [each for each in mine if ref == each.words[0] and not each.live])
+            if not cut_off:
+                raise
     reasons = protection.reasons(store, ())
     held = [
-        f"{each.label} was given to {len(jobs)} job(s)" for each in found if (jobs := reasons.get(each.manifest.id))
+        f"{each.label} was given to {len(jobs)} job(s)"
+        for identifier, each in found.items()
+        if (jobs := reasons.get(identifier))
     ]
     if held and not force:
         raise UsageError(what=f"Not deleted: {', '.join(held)}.", hint="Delete all the same with --force.")
-    labels = ", ".join(f"{each.label} ({each.manifest.id})" for each in found)
-    confirm(f"Delete {labels}, {size(sum(each.manifest.size for each in found))}?", yes=yes)
-    for each in found:
+    labels = [f"{each.label} ({identifier})" for identifier, each in found.items()]
+    labels += [f"the unfinished push of {each.words[0]} ({each.id})" for each in pushes]
+    confirm(f"Delete {', '.join(labels)}, {size(sum(each.manifest.size for each in found.values()))}?", yes=yes)
+    for each in found.values():
         removal.delete(store, each)
-        if not as_json:
-            click.echo(f"Deleted {each.label}.")
+    for push in pushes:
+        journal.discard(store, push)
     if as_json:
-        print_json({"deleted": [_document(each)["metadata"] for each in found]})
+        deleted = [_document(each)["metadata"] for each in found.values()]
+        print_json({"deleted": [*deleted, *({"name": each.words[0], "id": each.id} for each in pushes)]})
+        return
+    for label in labels:
+        click.echo(f"Deleted {label}.")
 
 
 def _open(ctx: click.Context) -> Datasets:
