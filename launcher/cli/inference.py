@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, json_option, leave, print_json, print_table
 from launcher.cli.ending import stop
 from launcher.cli.jobs import inspect
@@ -24,10 +25,18 @@ _OPTIONS = (
 @click.command()
 @click.argument("name")
 @click.option(
-    "-C", "--checkpoint", metavar="REF", help="What to serve: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER."
+    "-C",
+    "--checkpoint",
+    metavar="REF",
+    shell_complete=completing.checkpoints,
+    help="What to serve: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER.",
 )
 @click.option(
-    "--base", default="", metavar="REF", help="The base model of an adapter. [by its lineage and configuration]"
+    "--base",
+    default="",
+    metavar="REF",
+    shell_complete=completing.checkpoints,
+    help="The base model of an adapter. [by its lineage and configuration]",
 )
 @click.option(
     "--runtime",
@@ -40,7 +49,10 @@ _OPTIONS = (
 @click.option("--health", metavar="PATH", help="Path that answers with 2xx when it is ready. [/health]")
 @click.option("--ready-timeout", metavar="TIME", help="End it where it does not answer within so long. [30m]")
 @click.option(
-    "--hf-token-secret", metavar="NAME", help="The secret with a Hugging Face token; it may use the network then."
+    "--hf-token-secret",
+    metavar="NAME",
+    shell_complete=completing.secrets,
+    help="The secret with a Hugging Face token; it may use the network then.",
 )
 @click.option("--affinity", metavar="K=V", help="Of FlexAI's clusters; there is one machine here, so it is only said.")
 @click.option("--force", is_flag=True, help="A command of your own gets the checkpoint though it is not ready.")
@@ -163,7 +175,7 @@ def list_servers(ctx: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--timeout", default="30m", metavar="TIME", help="How long to wait. [30m]")
 @json_option
 @click.pass_context
