@@ -7,6 +7,7 @@ offered: an error would be written into the line that somebody is typing.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -114,7 +115,10 @@ def _names(lines: Iterable[bytes], incomplete: str) -> list[str]:
     name, at, _ = incomplete.rpartition("@")
     begin = (name if at else incomplete).encode()
     found = [line for line in lines if line.startswith(begin, _NAME)]
-    words = {line[_NAME : line.index(b'"', _NAME)].decode() for line in found}
+    every = {line[_NAME : line.index(b'"', _NAME)] for line in found}
+    words = {
+        each.decode() for each in heapq.nsmallest(_MOST, every)
+    }  # In the order of bytes, which is that of characters.
     if at and name in words:
         exactly = begin + b'",'
         numbers = [line[_NAME + len(exactly) :] for line in found if line.startswith(exactly, _NAME)]

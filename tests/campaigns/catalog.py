@@ -209,8 +209,8 @@ def campaign(
             at = chance.randrange(len(good))
             index.write_bytes(good[:at] if damage == "cut" else good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         if damage == "cut":
-            new = commit(store, "after", {"x": b"1"}).manifest
-            there[new.id] = (new.name, 1)
+            new = commit(store, "after", {"x": b"1"})
+            there[new.manifest.id] = (new.manifest.name, new.version or 0)
             gone = chance.choice([each.id for each, _ in made if each.name != POPULAR])
             yield measured(launcher, "delete one", "checkpoint", "delete", gone, "--yes")
             del there[gone]
