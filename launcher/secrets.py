@@ -23,6 +23,7 @@ from launcher.errors import AccessDenied, LauncherError, NotFoundError, UsageErr
 from launcher.events import Emit, event
 from launcher.ids import new_id
 from launcher.masking import NOT_MASKED, SHORTEST, Mask, Parts
+from launcher.settings import nearest
 
 LARGEST = 1 << 20
 _AS_FILE = "A job can have it as a file: --secret-file VARIABLE=NAME."
@@ -139,10 +140,7 @@ def _read(path: Path, source: str, *, private: bool) -> bytes:
     except FileNotFoundError as error:
         if not private:
             raise NotFoundError(what=f"The secret {source}: there is no file {path}.") from error
-        raise NotFoundError(
-            what=f"No secret {source!r} is kept here.",
-            hint="`launcher secret list` shows them, `secret create` adds one.",
-        ) from error
+        raise _unknown(str(path.parents[1]), source) from error
     except PermissionError as error:
         raise AccessDenied(what=str(path), cause=error.strerror) from error
     except OSError as error:
@@ -157,7 +155,7 @@ def every(data_dir: str) -> list[str]:
     folder = Path(data_dir) / "secrets"
     try:
         return sorted(path.name.replace("!", "/") for path in folder.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError as error:
         raise AccessDenied(what=str(folder), cause=error.strerror) from error
@@ -168,7 +166,7 @@ def delete(data_dir: str, name: str) -> None:
     try:
         _path(data_dir, name).unlink()
     except FileNotFoundError as error:
-        raise NotFoundError(what=f"No secret {name!r} is kept here.") from error
+        raise _unknown(data_dir, name) from error
 
 
 def values(data_dir: str, given: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> list[str]:
@@ -204,6 +202,16 @@ def fields(text: str) -> Mapping[str, str]:
         if equals and value.strip("= ") and key.strip().replace("_", "").isalnum():
             result[key.strip().lower()] = value.strip().strip("\"'")
     return result
+
+
+def _unknown(data_dir: str, name: str) -> NotFoundError:
+    near = nearest(name, _readable(data_dir))
+    return NotFoundError(
+        what=f"No secret {name!r} is kept here.",
+        hint=f"Nearest names: {', '.join(near)}"
+        if near
+        else "`launcher secret list` shows them, `secret create` adds one.",
+    )
 
 
 def _readable(data_dir: str) -> list[str]:
