@@ -188,7 +188,7 @@ def _made(
         image=spec.image,
         env=dict(sorted(env.items())),
         inherits=0 if request else len(given) - len(own),
-        secrets=dict(spec.secret),
+        secrets=spec.secret | spec.secret_file,
         inputs=inputs,
         mounts=mounts,
         guard=rung,
