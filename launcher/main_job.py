@@ -48,7 +48,8 @@ def run(
 ) -> Outcome:
     """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder.
     Raises LauncherError for what is wrong before that."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     console = Console(form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
@@ -96,7 +97,7 @@ def _attempts(job: Job) -> Outcome:
             try:
                 if prepared is None:
                     job.record.change("building", "Inputs and code are brought here.")
-                    job.folder.write(job.record, durable=False)
+                    job.folder.note(job.record)
                     prepared = prepare(
                         job.spec, job.settings, job.environ, job.store, job.folder, job.checked, job.emit,
                         stop=job.stops.check,
@@ -209,7 +210,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     collecting, health.phase = time.time(), "collect"
     attempt.command_ended = collecting
     record.change(record.states[-1].state, f"{verdict.cause}: what it wrote is stored.")
-    folder.write(record, durable=False)
+    folder.note(record)
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     over = stops.patience()
     backlog.announce(collector.stored, collector.held, stops.left, emit)

@@ -70,7 +70,8 @@ class Environment:
 
     folder: str
     """On this machine."""
-    lease: Lease
+    lease: Lease | None
+    """None: it is only known where it would be."""
     inside: str
     """As the job sees it."""
 
@@ -156,9 +157,10 @@ def provide(
     timeout: float,
     emit: Emit,
     stop: Stop,
+    trial: bool = False,
 ) -> Environment:
     """The environment, made now where no job has asked for it before. `environ`: what the installer finds beside the job's own
-    variables; `job`: the job's folder. Waits for another launcher that makes it.
+    variables; `job`: the job's folder. Waits for another launcher that makes it. `trial`: where it would be; none is made.
 
     Raises RequirementsFailed, RepositoryUnavailable, LocalResourceError, EngineUnavailable, and what `stop` raises.
     """
@@ -200,6 +202,10 @@ def provide(
         emit(event("requirements-installed", text, seconds=round(seconds, 3), **made))
 
     identity = json.dumps(["1", base, dict(needed.texts), str(job) if needed.local else ""], sort_keys=True)
+    inside = docker.ENVIRONMENT if spec.runner == "docker" else ""
+    if trial:
+        folder = cache.environment(identity)
+        return Environment(str(folder), None, inside or str(folder))
     try:
         folder, lease = cache.fetch_environment(identity, needed.path, name, make, lambda count: stop())
     except RequirementsFailed:
@@ -207,7 +213,7 @@ def provide(
         raise
     if not fresh:
         emit(event("requirements-ready", f"The packages of {needed.path} are here from before"))
-    return Environment(str(folder), lease, docker.ENVIRONMENT if spec.runner == "docker" else str(folder))
+    return Environment(str(folder), lease, inside or str(folder))
 
 
 @dataclass(frozen=True)

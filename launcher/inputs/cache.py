@@ -153,13 +153,17 @@ class NodeCache:
         lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
         return self.entry(identifier), lease
 
+    def environment(self, identity: str) -> Path:
+        """Where the environment of this identity is, or would be."""
+        return self.entry("environment-" + _hash(identity))
+
     def fetch_environment(
         self, identity: str, name: str, source: str, build: Callable[[Path, Path], None], on_bytes: OnBytes
     ) -> tuple[Path, Lease]:
         """What `build` makes in a folder (its first argument, where a crash may have left something) for the place that it gets
         when it is whole (the second), once for all who ask for this identity. Raises what `build` and `on_bytes` do (which is
         called with 0 while it waits)."""
-        identifier = "environment-" + _hash(identity)
+        identifier = self.environment(identity).name
 
         def make(partial: Path) -> About:
             try:

@@ -52,6 +52,7 @@ class Store(Reader):
 
     _ready = False
     look_only = False
+    """Whether it is only looked at: see `open`."""
 
     @classmethod
     def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:

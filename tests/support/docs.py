@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from launcher import result, settings
+from launcher import plan, result, settings
 from launcher.errors import LauncherError, tree
 from launcher.job import record, restarts, spec, states
 from tests.support.cli import ROOT
@@ -87,9 +87,11 @@ def verdict_page() -> str:
 
 
 def jobs_page() -> str:
-    """docs/jobs.md with the states as the code has them."""
+    """docs/jobs.md with its tables as the code has them: the states, and the fields of a plan."""
     rows = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
-    return _filled(JOBS.read_text(), "states", rows)
+    fields = [f"| `{name}` | {text} |" for name, _, text in _fields(plan, "Plan")]
+    page = _filled(JOBS.read_text(), "states", rows)
+    return _filled(page, "plan", ["| Field | Meaning |", "|---|---|", *fields])
 
 
 def _filled(page: str, name: str, lines: list[str]) -> str:
