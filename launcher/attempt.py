@@ -6,12 +6,13 @@ import dataclasses
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from launcher import model_folder
 from launcher.errors import CheckpointNotFound, DatasetNotFound, InputChanged
 from launcher.events import Emit, Event, Redactor, event
 from launcher.health import Health
@@ -22,7 +23,7 @@ from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen
 from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome
+from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome, Server
 from launcher.job.restarts import Restart
 from launcher.job.spec import JobSpec
 from launcher.outputs import capture as captures
@@ -31,6 +32,7 @@ from launcher.outputs.uploader import Uploader
 from launcher.outputs.watcher import Subject
 from launcher.prepare import Checked, Prepared
 from launcher.restoring import Resumed
+from launcher.runners.answering import Answering
 from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
@@ -151,6 +153,23 @@ def noting(record: JobRecord, folder: JobFolder) -> Emit:
             folder.note(record)
 
     return note
+
+
+def answering(job: Job, running: Running, prepared: Prepared, changed: Callable[[], None]) -> Answering:
+    """An inference job's server, asked whether it answers; the record's attempt has the state, and `changed` is called for
+    each new one."""
+    spec, attempt = job.spec, job.record.attempts[-1]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(spec.host, spec.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{spec.port}"
+    attempt.server = Server(
+        url=url, health=url + (spec.health or "/health"), since=time.time(),
+        chat=model_folder.has_chat_template(prepared.provided),
+    )  # fmt: skip
+    changed()
+    return Answering(
+        running, attempt.server, timeout=spec.ready_timeout, grace=spec.grace, any_page=not spec.health, emit=job.emit,
+        changed=changed,
+    )  # fmt: skip
 
 
 def put_again(spool: Path, collector: Collector) -> None:

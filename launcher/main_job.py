@@ -12,7 +12,7 @@ import msgspec
 from launcher import attempt as attempts
 from launcher import report, resume, secrets
 from launcher.attempt import Job
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, ServerSilent
 from launcher.events import Console, Emit, JsonLines, Redactor, silent, to_all
 from launcher.health import Health
 from launcher.inputs import refused
@@ -190,6 +190,11 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             running, timeout=spec.stall_timeout, grace=spec.grace, ranks=prepared.command.ranks, log=evidence.log,
             output=prepared.output, emit=emit,
         )  # fmt: skip
+    answering = None
+    if spec.kind == "inference":
+        running = answering = attempts.answering(
+            job, running, prepared, changed=lambda: report.answers(record, folder, emit)
+        )
     ended = supervise(
         running,
         stops,
@@ -219,7 +224,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     if ended.code and prepared.mounts and not spec.input_writable:
         if hint := refused.look(evidence.log, attempt.log_start, [target for _, target in prepared.mounts]):
             emit(hint)
-    changed = attempts.verify(prepared, running, settings)
+    changed: LauncherError | None = attempts.verify(prepared, running, settings)
+    if answering and answering.trouble and not stop:
+        changed = changed or ServerSilent(cause=answering.trouble, job=spec.name)
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, requirements, secrets
+from launcher import directories, model_folder, requirements, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -198,10 +198,8 @@ def prepare(
         datasets = [choose.expected(each, cache)[0] for each in checked.datasets]
     else:
         provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
-        datasets = []
-        if checked.datasets:
-            kept = Datasets.open(settings, environ)
-            datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
+        kept = Datasets.open(settings, environ) if checked.datasets else store
+        datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
     others = directories.others(spec, environ, folder)
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
@@ -221,6 +219,8 @@ def prepare(
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
+    if spec.kind == "inference":
+        env |= _served(spec, folder, provided, [at(each.chosen.names[0]) for each in provided])
     mounts += tuple((each.path, os.path.join(env["FLEXAI_INPUT_DIR"], each.chosen.names[0])) for each in datasets)
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
@@ -255,7 +255,7 @@ def prepare(
     if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, environment, folder.path / "logs"),
+        command=_command(spec, checked, environment, folder.path / "logs", env),
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
@@ -286,7 +286,8 @@ def _code(
     stop: Callable[[], None],
     trial: bool,
 ) -> tuple[str, Environment | None]:
-    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for."""
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for
+    (not for a trial: they may have to be built)."""
     work_dir = checked.work_dir
     if checked.repository:
         work_dir = str(folder.path / "source")
@@ -320,7 +321,7 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    command = _command(spec, checked, prepared.environment, inside)
+    command = _command(spec, checked, prepared.environment, inside, kept)
     exact = dataclasses.replace(prepared, command=command, env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
@@ -332,11 +333,24 @@ def of_attempt(
     return exact
 
 
-def _command(spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path) -> CommandLine:
+def _served(spec: JobSpec, folder: JobFolder, provided: Sequence[Provided], targets: Sequence[str]) -> dict[str, str]:
+    """Makes the model's folder for a server, and returns the variables that it gets. In a container it has to listen at every
+    address: the engine publishes its port at the one that was asked for."""
+    models = folder.path / "models"
+    model_folder.make(models, spec.name, provided, targets)
+    if spec.runner != "docker":
+        return model_folder.variables(spec.name, str(models), targets, spec.host, spec.port)
+    host = spec.host if spec.network == "host" else "0.0.0.0"
+    return model_folder.variables(spec.name, docker.MODELS, targets, host, spec.port)
+
+
+def _command(
+    spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path, env: Mapping[str, str]
+) -> CommandLine:
     in_container = spec.runner == "docker"
     python = docker.PYTHON if in_container else checked.python
     return torchrun.command_line(
-        spec.command,
+        model_folder.expand(spec.command, spec.name, env) if spec.kind == "inference" else spec.command,
         accels=spec.accels,
         launch=spec.launch,
         python=environment.python if environment else python,
@@ -451,6 +465,8 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
         secrets=prepared.handover.source if prepared.handover else "",
+        models=str(folder.path / "models") if spec.kind == "inference" else "",
+        publish=(spec.host, spec.port) if spec.kind == "inference" else None,
         environment=prepared.environment.folder if prepared.environment else "",
     )
 

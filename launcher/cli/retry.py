@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, leave
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _HIDDEN = "***"
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option(
     "-E", "--env", multiple=True, metavar="K=V", help="A variable that the record does not have, or another value."
 )

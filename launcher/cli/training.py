@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.background import until_up
 from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table, redactor
 from launcher.cli.ending import stop, wait
@@ -27,8 +28,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _DATASET = "Dataset, at $FLEXAI_INPUT_DIR/NAME: NAME, NAME@vN, UUID; NAME=MOUNT names its folder. May be repeated."
 _OPTIONS = [
-    click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
-    click.option("-D", "--dataset", "dataset", multiple=True, metavar="NAME[=MOUNT]", help=_DATASET),
+    click.option(
+        "-C",
+        "--checkpoint",
+        "checkpoint",
+        multiple=True,
+        metavar="REF",
+        shell_complete=completing.checkpoints,
+        help=_REF,
+    ),
+    click.option(
+        "-D",
+        "--dataset",
+        "dataset",
+        multiple=True,
+        metavar="NAME[=MOUNT]",
+        shell_complete=completing.datasets,
+        help=_DATASET,
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
@@ -49,7 +66,14 @@ _OPTIONS = [
         "--requirements-path", metavar="FILE", help="Packages for the job. [the repository's requirements.txt, if any]"
     ),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
-    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
+    click.option(
+        "-S",
+        "--secret",
+        multiple=True,
+        metavar="K=NAME",
+        shell_complete=completing.secrets,
+        help="Variable with a secret (launcher secret).",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -226,7 +250,7 @@ def _group(name: str, kind: str, text: str) -> click.Group:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--all", "every", is_flag=True, help="Of all jobs that had this name, not only the newest.")
 @json_option
 @click.pass_context
@@ -246,7 +270,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:
-        from launcher.cli.checkpoint import as_document
+        from launcher.cli.listing import as_document
 
         print_json([as_document(each) for each in found])
         return
@@ -285,7 +309,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
     """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""

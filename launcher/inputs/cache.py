@@ -208,9 +208,10 @@ class NodeCache:
                 what=what, path=self.folder, need=as_size(need), free=as_size(free), setting="LAUNCHER_CACHE_DIR"
             )
 
-    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False) -> list[Cached]:
+    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False, kept: bool = False) -> list[Cached]:
         """Evicts the least recently used until the entries take `limit` (bytes, or a share of the file system) or less
-        and `free` bytes are free; with a limit of 0 also those that take no space. Returns what went."""
+        and `free` bytes are free, with a limit of 0 also those that take no space. `kept`: also those that somebody
+        wants to find here later. Returns what went."""
         self._entries.sweep()
         found = self._entries.list()
         total, limit = sum(each.about.occupied for each in found), self._bytes(limit)
@@ -219,11 +220,15 @@ class NodeCache:
         for each in found:
             if limit > 0 and total <= limit and available >= free:
                 break
-            if not each.held and (dry_run or self._entries.evict(each.id)):
+            if not each.held and (kept or each.kept is None) and (dry_run or self._entries.evict(each.id)):
                 gone.append(each)
                 total -= each.about.occupied
                 available += each.about.occupied
         return gone
+
+    def keep(self, path: str, until: float) -> None:
+        """Keeps an entry (its canonical path), of which the caller has the lease, until then (Unix seconds)."""
+        self._entries.keep(os.path.basename(path), until)
 
     def entries(self) -> list[Cached]:
         """Every whole entry, the least recently used first."""

@@ -139,6 +139,7 @@ def test_the_plan_of_a_repository(launcher: Launcher, tmp_path: Path) -> None:
     assert "other.sh: not found" in output
 
 
+@pytest.mark.timeout(1500)  # The base image may have to be made.
 def test_the_plan_of_a_container_is_what_the_engine_is_asked_for(
     launcher: Launcher, engine: str, tmp_path: Path
 ) -> None:
