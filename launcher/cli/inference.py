@@ -16,8 +16,8 @@ from launcher.cli.training import delete, only_job_options
 
 _WORDS = "-- [COMMAND… | ARGUMENTS]"
 _OPTIONS = (
-    "include", "exclude", "input_mode", "accels", "env", "secret", "device", "work_dir", "grace", "time_limit",
-    "max_restarts", "retry_on", "no_retry_on", "pickles", "job_file",
+    "include", "exclude", "input_mode", "accels", "env", "secret", "secret_file", "no_mask", "device", "work_dir",
+    "grace", "time_limit", "max_restarts", "retry_on", "no_retry_on", "pickles", "job_file",
 )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def serve(
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
             if hf_token_secret:
                 flags["secret"]["HF_TOKEN"] = hf_token_secret
             own = {"name": name, "kind": "inference", "checkpoint": (checkpoint,) if checkpoint else ()}
