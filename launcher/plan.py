@@ -94,7 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     inherits: int
     """How many variables it has from this process."""
     secrets: dict[str, str]
-    """Variables that are secrets, to the secrets' names."""
+    """Variables that are secrets or name a file with one, to the secrets' names."""
     inputs: list[Input]
     """`reference`, `kind` (checkpoint, dataset, resume), `checkpoint` (its id), `source`, `size`, `fetch`: bytes to come."""
     mounts: list[Mount]
@@ -121,7 +121,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], emit: Emit) -> Plan:
     """Raises what the start would raise, as far as it can be known without the bytes: LauncherError."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     store = Store.open(settings, environ, look_only=True)
     _check_place(settings, store)
     checked = check(spec, settings, environ, store, emit)

@@ -305,8 +305,9 @@ def _code(
         torchrun.check_command(spec.command, work_dir, programs=needed is None)
     if needed:
         environment = requirements.provide(
-            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.given.variables, work_dir=work_dir,
-            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop, trial=trial,
+            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.given.variables,
+            work_dir=work_dir, job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+            trial=trial,
         )  # fmt: skip
         if spec.runner != "docker" and os.path.exists(environment.folder):
             torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])

@@ -88,7 +88,10 @@ def read_bytes(data_dir: str, source: str, environ: Mapping[str, str] | None = N
     """
     kind, colon, place = source.partition(":")
     if not colon:
-        return _read(_path(data_dir, source), source, private=True)
+        path = _path(data_dir, source)
+        if not os.path.lexists(path):
+            raise _unknown(data_dir, source)
+        return _read(path, source, private=True)
     if kind == "env":
         value = (settings.process_environment() if environ is None else environ).get(place, "")
         if not value:
@@ -138,9 +141,7 @@ def _read(path: Path, source: str, *, private: bool) -> bytes:
                 )
             value = file.read(LARGEST + 1)
     except FileNotFoundError as error:
-        if not private:
-            raise NotFoundError(what=f"The secret {source}: there is no file {path}.") from error
-        raise _unknown(str(path.parents[1]), source) from error
+        raise NotFoundError(what=f"The secret {source}: there is no file {path}.") from error
     except PermissionError as error:
         raise AccessDenied(what=str(path), cause=error.strerror) from error
     except OSError as error:

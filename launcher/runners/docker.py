@@ -110,10 +110,10 @@ def plan(
         image=image, name=name, command=command, env=env, binds=binds, user=user, network=network, secrets=bool(secrets)
     )
     request |= {"labels": {"launcher.job": job_id}, "shm_size": shm_size}
-    if secrets and secrets.files:
-        request["tmpfs"] = {handover.FILES: f"size={secrets.memory},mode=1777,nosuid,nodev,noexec"}
     if publish and network != "host":
         request["ports"] = {f"{publish[1]}/tcp": publish}
+    if secrets and secrets.files:
+        request["tmpfs"] = {handover.FILES: f"size={secrets.memory},mode=1777,nosuid,nodev,noexec"}
     if gpus:
         request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
     return request
