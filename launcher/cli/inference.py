@@ -130,7 +130,12 @@ def serve(
 @json_option
 @click.pass_context
 def list_servers(ctx: click.Context, as_json: bool) -> None:
-    """Lists what was served on this machine, newest last."""
+    """Lists what was served on this machine, newest last.
+
+    \b
+    Example:
+      launcher inference list
+    """
     from launcher import names
     from launcher.job import listing
     from launcher.job.folder import JobFolder
