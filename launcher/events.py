@@ -145,6 +145,18 @@ class Console:
                 pass  # The terminal is gone; the record still has every event.
 
 
+class Caller:
+    """Passes events on to a Python program that uses the launcher as a library, and where it wants none keeps them to itself:
+    on its terminal nothing is drawn either."""
+
+    def __init__(self, on_event: Callable[[Event], object] | None) -> None:
+        self._on_event = on_event
+
+    def __call__(self, event: Event) -> None:
+        if self._on_event:
+            self._on_event(event)
+
+
 def to_all(*sinks: Emit) -> Emit:
     """An Emit that passes each event to every sink."""
 

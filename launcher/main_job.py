@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import IO
 
 import msgspec
 
@@ -29,6 +30,7 @@ from launcher.outputs.uploader import Stored, Task, Uploader
 from launcher.outputs.watcher import Watcher
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
 from launcher.restoring import Output, Resumed
+from launcher.result import Result
 from launcher.runners.signals import Signals
 from launcher.runners.stall import Watched
 from launcher.runners.stopping import Stops
@@ -39,10 +41,15 @@ from launcher.store.store import Store
 from launcher.verdict import Evidence
 
 
-def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
-    """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
+def run(
+    spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals, stream: IO[str] | None = None
+) -> Result:
+    """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder.
+
+    `stream`: where the launcher's own lines go, if not to stderr.
+    """
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
-    console = Console(form=settings.log_format, redactor=redactor)
+    console = Console(stream, form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
     with health.served(spec):
@@ -53,15 +60,13 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)
         health.record, health.emit = record, to_all(console, events, health)
-        outcome = _attempts(
-            Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit)
-        )
+        _attempts(Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit))
         health.phase = "ended"
-        report.finish(store, folder, record, health.emit, stops, copies=[settings.result_file])
+        result = report.finish(store, folder, record, health.emit, stops, copies=[settings.result_file])
         health.emit = console
         events.close()
         folder.close()
-        return outcome
+        return result
 
 
 def _open(

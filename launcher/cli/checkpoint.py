@@ -89,8 +89,6 @@ def push(
     from launcher import push as pushing
     from launcher.cli.context import console
     from launcher.errors import UsageError
-    from launcher.inputs import remote
-    from launcher.inputs.cache import NodeCache
     from launcher.inputs.selection import Selection
 
     settings, environ = current(ctx)
@@ -99,21 +97,12 @@ def push(
         raise UsageError(
             what="Say once where the checkpoint is: --file SOURCE, or --storage-provider STORAGE --source-path PATH."
         )
-    selection = Selection(include, exclude, only)
-    found = remote.of_text(f"storage:{storage}/{source}" if storage else source, selection, settings, environ)
-    store, emit = open_store(ctx), console(ctx)
-    how: dict[str, Any] = {
-        "threads": settings.transfer_threads,
-        "force": force,
-        "emit": emit,
-        "parents": [store.resolve(each).manifest.id for each in parents],
-        "pickles": pickles,
-        "data_dir": settings.data_dir,
-    }
-    if found:
-        pushed = pushing.push_remote(store, name, found, NodeCache.open(settings, emit), **how)
-    else:
-        pushed = pushing.push(store, name, remote.local_path(source), selection=selection, **how)
+    store = open_store(ctx)
+    pushed = pushing.push_source(
+        store, name, f"storage:{storage}/{source}" if storage else source, settings, environ,
+        selection=Selection(include, exclude, only), force=force, emit=console(ctx),
+        parents=[store.resolve(each).manifest.id for each in parents], pickles=pickles,
+    )  # fmt: skip
     if as_json:
         print_json(as_document(pushed) | {"repeated": pushed.repeated})
         return
