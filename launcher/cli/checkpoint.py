@@ -116,7 +116,13 @@ def push(
 @json_option
 @click.pass_context
 def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
-    """Lists every checkpoint of the store, oldest first."""
+    """Lists every checkpoint of the store, oldest first.
+
+    \b
+    Examples:
+      launcher checkpoint list
+      launcher --store s3://bucket/team checkpoint list --json
+    """
     from launcher.store import protection
     from launcher.text import ago, size
 
@@ -148,7 +154,13 @@ def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
-    """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, UUID or its beginning, job:JOB."""
+    """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, UUID or its beginning, job:JOB.
+
+    \b
+    Examples:
+      launcher checkpoint inspect ft_01@v2
+      launcher checkpoint inspect job:ft_01/checkpoint-500 --json
+    """
     from launcher.store import protection
 
     store = open_store(ctx)
@@ -166,7 +178,12 @@ def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
 @click.pass_context
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
-    """Copies a checkpoint to a folder, verified by digest."""
+    """Copies a checkpoint to a folder, verified by digest.
+
+    \b
+    Example:
+      launcher checkpoint fetch ft_01 --destination result
+    """
     from launcher import push as pushing
     from launcher.events import Console
 

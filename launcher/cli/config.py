@@ -16,7 +16,12 @@ def group() -> None:
 @json_option
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
-    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default."""
+    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default.
+
+    \b
+    Example:
+      launcher config show
+    """
     import msgspec
 
     from launcher import settings
@@ -33,7 +38,12 @@ def show(ctx: click.Context, as_json: bool) -> None:
 @click.command("help")
 @click.argument("topic", type=click.Choice(["exit-codes"]))
 def help_topics(topic: str) -> None:
-    """Explains a topic: exit-codes."""
+    """Explains a topic: exit-codes.
+
+    \b
+    Example:
+      launcher help exit-codes
+    """
     from launcher.errors import tree
 
     rows = [
@@ -51,7 +61,12 @@ def help_topics(topic: str) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Prints the completion script of a shell: eval "$(launcher completion bash)"."""
+    """Prints the completion script of a shell.
+
+    \b
+    Example:
+      eval "$(launcher completion bash)"
+    """
     from click.shell_completion import get_completion_class
 
     from launcher.cli import cli

@@ -161,7 +161,12 @@ def _group(name: str, kind: str, text: str) -> click.Group:
 @json_option
 @click.pass_context
 def list_jobs(ctx: click.Context, as_json: bool) -> None:
-    """Lists the jobs of this machine, newest last."""
+    """Lists the jobs of this machine, newest last.
+
+    \b
+    Example:
+      launcher training list
+    """
     from launcher.job import folder as folders
     from launcher.job.record import state
     from launcher.text import ago
@@ -187,7 +192,12 @@ def list_jobs(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Shows all that is known of a job."""
+    """Shows all that is known of a job.
+
+    \b
+    Example:
+      launcher training inspect ft_01 --json
+    """
     from launcher.job.folder import JobFolder
     from launcher.job.record import state
 
@@ -209,7 +219,12 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
 @click.pass_context
 def stop(ctx: click.Context, name: str, wait: str) -> None:
-    """Asks a running job to stop: it gets its grace time, and its checkpoints are stored."""
+    """Asks a running job to stop: it gets its grace time, and its checkpoints are stored.
+
+    \b
+    Example:
+      launcher training stop ft_01
+    """
     from launcher.errors import LockTimeout, UsageError
     from launcher.job.folder import JobFolder
     from launcher.settings import parse_seconds
@@ -242,7 +257,12 @@ def stop(ctx: click.Context, name: str, wait: str) -> None:
 @json_option
 @click.pass_context
 def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> None:
-    """Lists the checkpoints that a job wrote, also while it runs."""
+    """Lists the checkpoints that a job wrote, also while it runs.
+
+    \b
+    Example:
+      launcher training checkpoints ft_01
+    """
     from launcher.errors import JobNotFound
     from launcher.job.folder import JobFolder
 
@@ -299,7 +319,12 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 @click.argument("name")
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
-    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""
+    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store.
+
+    \b
+    Example:
+      launcher training delete ft_01
+    """
     from launcher.errors import UsageError
     from launcher.job.folder import JobFolder
 
