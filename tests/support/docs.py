@@ -183,8 +183,10 @@ def _option(option: click.Option) -> str:
     value = option.metavar or ("|".join(option.type.choices) if isinstance(option.type, click.Choice) else "")
     value = value or ("" if option.is_flag else option.type.name.upper())
     names = ", ".join([*option.opts, *option.secondary_opts])
-    cell = f"{names} {value}".strip().replace("|", "\\|")
-    return f"| `{cell}` | {_escaped(option.help or '')} |"
+    text = f"{names} {value}".strip()
+    # An escaped bar in backticks is a bar for some readers of Markdown, and a backslash and a bar for others.
+    cell = f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+    return f"| {cell} | {_escaped(option.help or '')} |"
 
 
 def _argument(argument: click.Argument) -> str:
