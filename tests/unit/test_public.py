@@ -22,6 +22,8 @@ KINDS = {
     "store-unsupported", "commit-unknown", "collection-incomplete", "local-resource", "no-space", "mount-failed",
     "lock-timeout", "engine-unavailable", "too-few-accelerators", "access-denied", "preempted", "command-not-found",
     "command-not-executable", "object-damaged", "unsafe-pickle", "archive-refused",
+    "repository-unavailable", "requirements-failed",
+    "dataset-not-found",
 }  # fmt: skip
 
 
