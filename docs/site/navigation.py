@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = {"index.md": "README.md", "results.md": "benchmarks/RESULTS.md"}
 SECTIONS = {
     "Begin": "index quickstart contract",
-    "Guides": "guides/trainer guides/accelerate guides/trl guides/diffusers guides/torch-save guides/distributed resume serving"
+    "Guides": "guides/trainer guides/accelerate guides/trl guides/diffusers guides/torch-save guides/distributed resume serving checkpoints"
     " datasets source secrets jobs guides/clouds sources guides/docker python",
     "Containers": "images entrypoint sidecar stopping health",
     "Reference": "commands flexai settings json errors troubleshooting verdict formats libraries store store-format",
