@@ -52,10 +52,11 @@ def _console(text: str, launcher: Launcher, folder: Path) -> int:
             timeout=200,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: exit code {done.returncode}\n{done.stdout}"
-        at = 0
+        at = {True: 0, False: 0}  # The launcher's own lines and the job's come in their order, but not each other's.
         for line in filter(None, expected.splitlines()):
+            own = line.startswith("launcher: ")
             pattern = r"\s+".join(re.escape(word).replace("…", ".*?") for word in line.split())
-            found = re.compile(pattern).search(done.stdout, at)
+            found = re.compile(pattern).search(done.stdout, at[own])
             assert found, f"{command}: {line!r} is not in its output, or not there:\n{done.stdout}"
-            at = found.end()
+            at[own] = found.end()
     return len(parts)
