@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = {"index.md": "README.md", "results.md": "benchmarks/RESULTS.md"}
 SECTIONS = {
     "Begin": "index quickstart contract",
-    "Guides": "guides/trainer guides/accelerate guides/trl guides/diffusers guides/torch-save guides/distributed resume serving checkpoints"
-    " datasets source secrets jobs guides/clouds sources guides/docker python",
+    "Guides": "guides/trainer guides/accelerate guides/trl guides/diffusers guides/torch-save guides/distributed"
+    " resume serving checkpoints datasets source secrets jobs guides/clouds sources guides/docker python",
     "Containers": "images entrypoint sidecar stopping health",
     "Reference": "commands flexai settings json errors troubleshooting verdict formats libraries store store-format",
     "How it works": "design inputs cache transfer results",
