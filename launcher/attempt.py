@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.errors import CheckpointNotFound, DatasetNotFound, InputChanged
-from launcher.events import Emit, Redactor, event
+from launcher.events import Emit, Event, Redactor, event
 from launcher.health import Health
 from launcher.inputs import choose
 from launcher.inputs import datasets as choosing
@@ -109,11 +109,13 @@ def begin(job: Job, *, earlier: int) -> Attempt:
         record.attempts[-1].outcome = Outcome(
             code=137, origin="platform", cause=_LOST, failure="signal", kind="lost", retryable=True
         )
+        record.change("failed", _LOST)
     number = max([earlier, *(each.number for each in record.attempts)]) + 1
     attempt = Attempt(
         number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device
     )
     record.attempts.append(attempt)
+    record.change("scheduling", f"Attempt {number}: {attempt.host}, device {attempt.device}.")
     job.health.phase = "prepare"
     log = job.folder.path / "logs" / "job.log"
     attempt.log_start = log.stat().st_size if log.exists() else 0
@@ -140,6 +142,17 @@ def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder
     )  # fmt: skip
 
 
+def noting(record: JobRecord, folder: JobFolder) -> Emit:
+    """An `Emit` that keeps in the record when the job was told to stop, and when it was killed."""
+
+    def note(event: Event) -> None:
+        if event.kind in ("stop-requested", "killed"):
+            record.change("stop in progress", f"{event.text}.")
+            folder.write(record, durable=False)
+
+    return note
+
+
 def put_again(spool: Path, collector: Collector) -> None:
     """What an earlier attempt captured and could not store yet."""
     for capture in captures.load(spool):
@@ -151,9 +164,10 @@ def pause(job: Job, restart: Restart) -> bool:
     attempt's outcome says so then."""
     last = job.record.attempts[-1]
     assert last.outcome
-    job.folder.write(job.record)
     text = f"Attempt {last.number}: {last.outcome.cause} Trying again: {restart.reason}"
     text += f", in {duration(restart.wait)}" if restart.wait else ""
+    job.record.change("enqueued", job.redactor.text(text))
+    job.folder.write(job.record)
     job.emit(event("attempt-ended", text, "warning", attempt=last.number, code=last.outcome.code, wait=restart.wait))
     deadline = time.monotonic() + restart.wait
     while not job.stops.asked and (left := deadline - time.monotonic()) > 0:

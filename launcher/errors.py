@@ -32,6 +32,7 @@
     │   └── TooFewAccelerators
     ├── AccessDenied                 77
     ├── Preempted                    75   stopped before the job started; retryable
+    ├── StillRunning                 75   it was waited for, and has not ended; retryable
     └── CommandNotFound             127   and CommandNotExecutable, 126: the job itself could not start
 
 A class carries its exit code (sysexits.h where one fits), whether trying again can help, and the templates of its
@@ -319,6 +320,16 @@ class Preempted(LauncherError):
     exit_code = 75
     retryable = True
     message = "Stopped by {signal} before the job started; nothing was run."
+
+
+class StillRunning(LauncherError):
+    """The job that was waited for has not ended within that time."""
+
+    kind = "still-running"
+    exit_code = 75
+    retryable = True
+    message = "Job {name} has not ended within {seconds:g} s: it is {state}."
+    default_hint = "Wait longer (--timeout), or look at it: launcher training logs {name} -f"
 
 
 class CommandNotFound(LauncherError):

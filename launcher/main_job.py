@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO
 
 import msgspec
@@ -14,7 +14,7 @@ from launcher import attempt as attempts
 from launcher import report, resume, secrets
 from launcher.attempt import Job
 from launcher.errors import LauncherError
-from launcher.events import Console, JsonLines, Redactor, to_all
+from launcher.events import Console, Emit, JsonLines, Redactor, silent, to_all
 from launcher.health import Health
 from launcher.inputs import refused
 from launcher.inputs.cache import leases
@@ -42,12 +42,15 @@ from launcher.verdict import Evidence
 
 
 def run(
-    spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals, stream: IO[str] | None = None
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    signals: Signals,
+    also: Callable[[JobFolder], Emit] = lambda folder: silent,
+    stream: IO[str] | None = None,
 ) -> Result:
-    """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder.
-
-    `stream`: where the launcher's own lines go, if not to stderr.
-    """
+    """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder;
+    `stream`: where the launcher's own lines go, if not to stderr. Raises LauncherError for what is wrong before that."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
     console = Console(stream, form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
@@ -59,7 +62,8 @@ def run(
         stops.check()
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)
-        health.record, health.emit = record, to_all(console, events, health)
+        health.record = record
+        health.emit = to_all(console, events, health, attempts.noting(record, folder), also(folder))
         _attempts(Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit))
         health.phase = "ended"
         result = report.finish(store, folder, record, health.emit, stops, copies=[settings.result_file])
@@ -92,6 +96,8 @@ def _attempts(job: Job) -> Outcome:
             attempt = attempts.begin(job, earlier=known)
             try:
                 if prepared is None:
+                    job.record.change("building", "Inputs and code are brought here.")
+                    job.folder.write(job.record, durable=False)
                     prepared = prepare(
                         job.spec, job.settings, job.environ, job.store, job.folder, job.checked, job.emit,
                         stop=job.stops.check,
@@ -176,6 +182,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     attempt.guarantee = running.guarantee
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)
     attempt.datasets = attempts.datasets(prepared, running.rung)
+    record.change("in progress", "The command runs.")
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)
@@ -196,6 +203,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)  # Again: a lazy one may have failed.
     verdict = evidence.judge(ended, stopped=stop is not None, redact=job.redactor.text)
     collecting, health.phase = time.time(), "collect"
+    attempt.command_ended = collecting
+    record.change(record.states[-1].state, f"{verdict.cause}: what it wrote is stored.")
+    folder.write(record, durable=False)
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     over = stops.patience()
     backlog.announce(collector.stored, collector.held, stops.left, emit)
@@ -214,7 +224,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()
-        stops.within(lambda: report.store_outputs(store, record, prepared.output, emit))
+        stops.within(lambda: report.store_outputs(store, record, prepared.output, emit, prepared.others))
     steps = [step for step in (resumed.step, *(each.step for each in collector.stored)) if step is not None]
     return report.outcome(
         record, ended, verdict, spool=prepared.spool, stop=stop, pending=pending, left=left, changed=changed,

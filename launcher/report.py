@@ -21,7 +21,7 @@ from launcher.checkpoint.manifest import Manifest
 from launcher.directories import give
 from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
-from launcher.job import restarts
+from launcher.job import restarts, states
 from launcher.job.failure import Failure
 from launcher.job.folder import JobFolder
 from launcher.job.record import DatasetRecord, InputRecord, JobRecord, Outcome
@@ -189,7 +189,7 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
     if os.geteuid() != 0:
         return
     if spec.runner == "docker":
-        for root in (output, folder.path / "logs"):
+        for root in (output, folder.path / "output", folder.path / "logs"):
             give(root, 0, os.getegid())
         return
     jobs = folder.path.parents[1]
@@ -199,8 +199,9 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
                 give(root, owner.st_uid, owner.st_gid)
 
 
-def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
-    """Keeps the files of the output directory that are no part of a checkpoint (evaluations, TensorBoard …)."""
+def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit, others: str = "") -> None:
+    """Keeps the files of the output directory that are no part of a checkpoint (evaluations, TensorBoard …), and those of the
+    directory for such files, if there is one."""
     known: set[str] = set()
     for manifest in _manifests(store, record):
         if manifest.origin:
@@ -210,31 +211,36 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
     aside = tuple(f"{each['name']}/" for each in record.skipped if each["kind"] == "salvage")
     aside += tuple(f"{each.resumed_path}/" for each in record.attempts if each.resumed_path)
     kept, total = 0, 0
-    for parent, folders, files in os.walk(output):
-        folders[:] = [each for each in folders if each != ".launcher"]
-        for name in files:
-            path = os.path.join(parent, name)
-            relative = os.path.relpath(path, output)
-            if (
-                relative in known
-                or f"{relative}/".startswith(aside)
-                or os.path.islink(path)
-                or not os.path.isfile(path)
-            ):
-                continue
-            try:
-                paths.check(relative)
-                key = f"{layout.job(record.id)}outputs/{relative}"
-                call(lambda path=path, key=key: store.place.upload(path, key, lambda count: None), store.timeout)  # type: ignore[misc]
-            except UnsafePath as error:
-                emit(event("output-skipped", f"Not stored: {printable(error.text)}", "warning"))
-                continue
-            except (LauncherError, OSError) as error:
-                emit(event("output-pending", f"Not stored: {printable(relative)}: {error}", "warning"))
-                return
-            kept, total = kept + 1, total + os.path.getsize(path)
+    taken = dict(plain_files(others)) if others else {}
+    beside = {
+        name: path for name, path in plain_files(output) if name not in known and not f"{name}/".startswith(aside)
+    }
+    # Both are fetched as one tree: what has a name twice is told apart by its directory's.
+    files = taken | {name if name not in taken else f"output-checkpoint/{name}": path for name, path in beside.items()}
+    for relative, path in files.items():
+        try:
+            paths.check(relative)
+            key = f"{layout.outputs(record.id)}{relative}"
+            call(lambda path=path, key=key: store.place.upload(path, key, lambda count: None), store.timeout)  # type: ignore[misc]
+        except UnsafePath as error:
+            emit(event("output-skipped", f"Not stored: {printable(error.text)}", "warning"))
+            continue
+        except (LauncherError, OSError) as error:
+            emit(event("output-pending", f"Not stored: {printable(relative)}: {error}", "warning"))
+            return
+        kept, total = kept + 1, total + os.path.getsize(path)
     if kept:
-        emit(event("outputs-stored", f"Stored {kept} other file(s) of the output directory ({size(total)})"))
+        emit(event("outputs-stored", f"Stored {kept} other file(s) of the job ({size(total)})"))
+
+
+def plain_files(folder: str) -> Iterator[tuple[str, str]]:
+    """Every regular file below a folder but the launcher's own: its path there, and its whole path."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(each for each in folders if each != ".launcher")
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            if not os.path.islink(path) and os.path.isfile(path):
+                yield os.path.relpath(path, folder), path
 
 
 def finish(
@@ -243,6 +249,7 @@ def finish(
     """Writes record and result (the latter also to `copies`), prints the closing block, and keeps record, events and log with
     the store, while there is time for it."""
     result = results.of_job(record)
+    record.change(states.at_end(result), result.cause)
     try:
         folder.write(record)
         results.write(result, str(folder.path / "result.json"), *copies)

@@ -72,7 +72,7 @@ def every(data_dir: str) -> list[str]:
     folder = Path(data_dir) / "secrets"
     try:
         return sorted(path.name.replace("!", "/") for path in folder.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError as error:
         raise AccessDenied(what=str(folder), cause=error.strerror) from error

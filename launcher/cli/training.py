@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
+import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table
+from launcher.cli.background import until_up
+from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table, redactor
+from launcher.cli.ending import stop, wait
+from launcher.cli.fetching import fetch
+from launcher.cli.flexai import debug_ssh, foreign_options, translated
+from launcher.cli.jobs import inspect, list_jobs
 from launcher.cli.logs import logs
+from launcher.cli.plan import show_plan
 from launcher.cli.retry import retry
+from launcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from launcher.job.spec import JobSpec
+    from launcher.runners.signals import Signals
+    from launcher.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,20 +118,40 @@ def only_job_options(*names: str) -> Callable[[F], F]:
 
 
 def _run(
-    ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]
+    ctx: click.Context,
+    kind: str,
+    name: str,
+    words: tuple[str, ...],
+    job_file: str | None,
+    flags: dict[str, Any],
+    *,
+    detached: bool,
+    plan: Callable[[JobSpec, Settings, dict[str, str], Signals], None] | None,
+    save_file: str | None,
 ) -> int:
+    from launcher.detach import detach
+
+    background = detach() if detached else None
+
     from launcher import main_job, report
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
-        with report.early(settings, environ):
+        with contextlib.nullcontext() if plan else report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
             spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+            if save_file:
+                from launcher.job.saving import save
+
+                save(spec, save_file, redactor(ctx))
+            if plan:
+                plan(spec, settings, environ, signals)
+                leave(0)
             signals.drop(spec.dropped())
-            leave(main_job.run(spec, settings, environ, signals).code)
+            leave(main_job.run(spec, settings, environ, signals, also=until_up(background, spec)).code)
 
 
 def _run_command(kind: str) -> click.Command:
@@ -136,9 +167,25 @@ def _run_command(kind: str) -> click.Command:
     )
     @click.option("--network", metavar="NAME", help="Docker runner: the engine's network.")
     @click.option("--shm-size", metavar="SIZE", help="Docker runner: size of /dev/shm. [half of the memory]")
+    @click.option("--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
+    @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; start and write nothing.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the plan of --dry-run as JSON.")
+    @click.option("--save-file", metavar="FILE", help="Write the job file that --file reads, then go on.")
+    @foreign_options
     @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS…]")
     @click.pass_context
-    def run(ctx: click.Context, /, name: str, words: tuple[str, ...], job_file: str | None, **flags: Any) -> int:
+    def run(
+        ctx: click.Context,
+        /,
+        name: str,
+        words: tuple[str, ...],
+        job_file: str | None,
+        detach: bool,
+        dry_run: bool,
+        as_json: bool,
+        save_file: str | None,
+        **flags: Any,
+    ) -> int:
         """Starts a job and stays until its last checkpoint is stored. The exit code is the job's own.
 
         The job finds its input below $FLEXAI_INPUT_CHECKPOINT_DIR (read-only) and writes to
@@ -151,10 +198,20 @@ def _run_command(kind: str) -> click.Command:
           launcher training run ft_03 -C base -D medical -D code@v2=extra -- train.py   # $FLEXAI_INPUT_DIR/medical
           launcher training run eval -C ft_01@v2=model -- -m lm_eval --model hf
           launcher training run dry --runner docker --image my/image -C base -- train.py
+          launcher training run ft_03 -C mistral_tiny_base --detach -- train.py
+          launcher training run ft_04 -C mistral_tiny_base --dry-run --save-file job.yaml -- train.py
           launcher training run from-file --file job.yaml
           launcher training run ft_03 -u https://git.example.org/team/code -b v1.2 -C base -- train.py
         """
-        return _run(ctx, kind, name, words, job_file, flags)
+        if as_json and not dry_run:
+            raise UsageError(
+                what="--json is for --dry-run: a job's output is its own.", hint="Add --dry-run, or leave it out."
+            )
+        if detach and dry_run:
+            raise UsageError(what="--detach and --dry-run exclude each other.", hint="Leave one out.")
+        plan = functools.partial(show_plan, ctx, as_json=as_json) if dry_run else None
+        flags = translated(ctx, flags)
+        return _run(ctx, kind, name, words, job_file, flags, detached=detach, plan=plan, save_file=save_file)
 
     return run
 
@@ -162,103 +219,9 @@ def _run_command(kind: str) -> click.Command:
 def _group(name: str, kind: str, text: str) -> click.Group:
     group = click.Group(name, help=text)
     group.add_command(_run_command(kind))
-    for command in (list_jobs, inspect, logs, stop, retry, checkpoints, delete):
+    for command in (list_jobs, inspect, logs, wait, stop, retry, checkpoints, fetch, delete, debug_ssh):
         group.add_command(command)
     return group
-
-
-@click.command("list")
-@json_option
-@click.pass_context
-def list_jobs(ctx: click.Context, as_json: bool) -> None:
-    """Lists the jobs of this machine, newest last.
-
-    \b
-    Example:
-      launcher training list
-    """
-    from launcher.job import folder as folders
-    from launcher.job.record import state
-    from launcher.text import ago
-
-    settings, _ = current(ctx)
-    jobs = []
-    for folder in folders.every(settings.data_dir):
-        record = folder.read()
-        jobs.append((record, state(record, folder.running())))
-    jobs.sort(key=lambda each: each[0].created)
-    if as_json:
-        print_json([_job_json(record, now) for record, now in jobs])
-        return
-    rows = [
-        [record.name, record.spec.kind, now, _code(record), str(len(record.checkpoints)), ago(record.created)]
-        for record, now in jobs
-    ]
-    print_table(["NAME", "KIND", "STATE", "EXIT", "CHECKPOINTS", "STARTED"], rows, empty="No job has run here.")
-
-
-@click.command()
-@click.argument("name")
-@json_option
-@click.pass_context
-def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Shows all that is known of a job.
-
-    \b
-    Example:
-      launcher training inspect ft_01 --json
-    """
-    from launcher.job.folder import JobFolder
-    from launcher.job.record import state
-
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    record = folder.read()
-    content = _job_json(record, state(record, folder.running())) | {"folder": str(folder.path)}
-    if as_json:
-        print_json(content)
-        return
-    import msgspec
-    import yaml
-
-    plain = msgspec.to_builtins(content)
-    click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
-
-
-@click.command()
-@click.argument("name")
-@click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
-@click.pass_context
-def stop(ctx: click.Context, name: str, wait: str) -> None:
-    """Asks a running job to stop: it gets its grace time, and its checkpoints are stored.
-
-    \b
-    Example:
-      launcher training stop ft_01
-    """
-    from launcher.errors import LockTimeout, UsageError
-    from launcher.job.folder import JobFolder
-    from launcher.settings import parse_seconds
-
-    try:
-        seconds = parse_seconds(wait)
-    except ValueError as error:
-        raise UsageError(what=f"--wait: {error}.") from error
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    pid = folder.owner()
-    if pid is None and folder.running():
-        raise UsageError(what=f"Job {name} is run by {folder.holder()}.", hint="Stop it there.")
-    if pid is None:
-        click.echo(f"Job {name} is not running.", err=True)
-        return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + seconds
-    while folder.running():
-        if time.monotonic() > deadline:
-            raise LockTimeout(
-                what=f"Job {name}", seconds=seconds, hint="It still has grace, or is storing checkpoints."
-            )
-        time.sleep(0.05)
-    click.echo(f"Job {name} has stopped.")
 
 
 @click.command()
@@ -335,7 +298,6 @@ def delete(ctx: click.Context, name: str) -> None:
     Example:
       launcher training delete ft_01
     """
-    from launcher.errors import UsageError
     from launcher.job.folder import JobFolder
 
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
@@ -348,17 +310,6 @@ def delete(ctx: click.Context, name: str) -> None:
         )
     folder.delete()
     click.echo(f"Removed job {name} ({folder.id}).")
-
-
-def _job_json(record: Any, state: str) -> dict[str, Any]:
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(record)
-    return {"state": state} | plain
-
-
-def _code(record: Any) -> str:
-    return "-" if record.outcome is None else str(record.outcome.code)
 
 
 group = _group("training", "training", "Start training jobs and look at them.")

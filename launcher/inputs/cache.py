@@ -75,6 +75,15 @@ class NodeCache:
         """The entry's id of a stored checkpoint, or of a selection of its files."""
         return f"{manifest.id}-{_hash(part)[:8]}" if part else manifest.id
 
+    def identifier_of(self, remote: Remote) -> str:
+        """The entry's id of what is somewhere else, as it is now."""
+        return _hash(remote.identity)
+
+    def there(self, identifier: str) -> Path | None:
+        """The whole entry, in either way of being there; without a lock, so it may leave at any time."""
+        found = (self.entry(identifier), self.entry(identifier + sharing.LINKED))
+        return next((path for path in found if path.exists()), None)
+
     def fetch(
         self,
         store: Store,
@@ -140,7 +149,7 @@ class NodeCache:
             files = remote.download(partial, threads=self._threads, on_bytes=on_bytes)
             return About(remote.name, remote.url, files)
 
-        identifier = _hash(remote.identity)
+        identifier = self.identifier_of(remote)
         lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
         return self.entry(identifier), lease
 
@@ -215,6 +224,10 @@ class NodeCache:
     def entries(self) -> list[Cached]:
         """Every whole entry, the least recently used first."""
         return self._entries.list()
+
+    def occupied(self) -> int:
+        """Bytes that all entries take; without a lock."""
+        return self._entries.occupied()
 
     def damage(self, cached: Cached) -> list[str]:
         """Why an entry is not what its description says: reads every byte."""

@@ -229,6 +229,19 @@ def provide(
     return Provided(chosen, os.path.realpath(chosen.folder), before=_states(chosen.folder))
 
 
+def expected(chosen: Chosen, cache: NodeCache) -> tuple[Provided, int]:
+    """An input as `provide` would bring it, and how many bytes of it would have to come, at most. Nothing is fetched or made."""
+    if chosen.folder:
+        return Provided(chosen, os.path.realpath(chosen.folder)), 0
+    if chosen.manifest:
+        identifier = cache.identifier(chosen.manifest, chosen.part)
+    else:
+        assert chosen.remote
+        identifier = cache.identifier_of(chosen.remote)
+    there = cache.there(identifier)
+    return Provided(chosen, str(there or cache.entry(identifier))), 0 if there else chosen.size
+
+
 def verify(provided: Provided, cache: NodeCache, rung: str) -> None:
     """After a job on a rung that does not keep everything from it: raises InputChanged, and drops the cache's copy, where it
     did change something. Content is read again but where Landlock protected it."""

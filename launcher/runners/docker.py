@@ -27,6 +27,7 @@ from launcher.text import printable
 INPUT = mentions.CONTRACT
 DATASETS = datasets.CONTRACT
 OUTPUT = "/output-checkpoint"
+OTHERS = "/output"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
 LOGS = "/run/launcher/logs"
@@ -71,6 +72,7 @@ def plan(
     inputs: Sequence[tuple[str, str]],
     writable: Collection[str],
     output: str,
+    others: str,
     logs: str,
     agent: str,
     user: str,
@@ -88,6 +90,7 @@ def plan(
         for source, target in inputs
     ]
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": others, "Target": OTHERS, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})

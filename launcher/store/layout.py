@@ -78,3 +78,8 @@ def identifier(key: str) -> str:
 def job(identifier: str) -> str:
     """The prefix of what is kept of a job."""
     return f"jobs/{identifier}/"
+
+
+def outputs(identifier: str) -> str:
+    """The prefix of what a job wrote that is no checkpoint."""
+    return f"{job(identifier)}outputs/"

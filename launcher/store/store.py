@@ -51,10 +51,12 @@ class Store(Reader):
     """A store over a place. Cheap to make; the first use that writes creates it."""
 
     _ready = False
+    look_only = False
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str]) -> Self:
-        """The store of the settings. Nothing is contacted yet."""
+    def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:
+        """The store of the settings. Nothing is contacted yet. `look_only`: nothing is written, there or in this node's
+        index, and where no store is yet, it is as an empty one."""
         place = open_place(
             settings.store,
             timeout=settings.store_timeout,
@@ -62,7 +64,11 @@ class Store(Reader):
             memory=settings.transfer_memory,
         )
         index = os.path.join(settings.cache_dir, "manifests")
-        return cls(place, timeout=settings.store_timeout, threads=settings.transfer_threads, index=index)
+        store = cls(
+            place, timeout=settings.store_timeout, threads=settings.transfer_threads, index=None if look_only else index
+        )
+        store.look_only = look_only
+        return store
 
     def prepare(self) -> None:
         """Makes sure that this is a store which this release may write to; creates it where nothing is.
@@ -74,6 +80,8 @@ class Store(Reader):
         try:
             body = call(lambda: self.place.get(layout.STORE), min(self.timeout, _FIRST_CONTACT))
         except Missing:
+            if self.look_only:
+                return
             if isinstance(self.place, GenericStore):
                 self.place.prove_exclusive()
             wanted = msgspec.json.encode(_StoreFile(SCHEMA, __version__))

@@ -133,8 +133,8 @@ def test_an_exception_of_the_callers_stops_the_job_in_its_grace(base: launcher.C
 
     with pytest.raises(ZeroDivisionError):
         launcher.run(spec(STOPPED, grace=20), on_event=raising)
-    (job,) = home.json("training", "list")
-    assert job["state"] == "stopped" and len(job["checkpoints"]) == 1
+    result = home.result("ft")
+    assert result["stopped"] and result["checkpoints"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda each: each.name)
@@ -149,9 +149,9 @@ def test_the_job_ends_with_the_program_and_what_it_saves_is_stored(
     program.send_signal(number)
     _, err = program.communicate(timeout=40)
     assert program.returncode == -number and ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
-    until(lambda: home.json("training", "list")[0]["state"] == "stopped", seconds=30)
-    (job,) = home.json("training", "list")
-    assert len(job["checkpoints"]) == 1
+    until(lambda: (home.job("ft") / "result.json").exists(), seconds=30)
+    result = home.result("ft")
+    assert result["stopped"] and result["checkpoints"] == 1
 
 
 def test_a_second_interrupt_ends_the_job_at_once(base: launcher.Checkpoint, home: Launcher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
@@ -30,9 +31,11 @@ def leaves() -> dict[str, click.Command]:
 
 
 def examples(command: click.Command) -> list[str]:
-    """The command lines in a command's help: its indented lines that begin with `launcher`, or have it after `&&` or `$(`."""
-    lines = re.findall(r"^ {2,}(\S.*)$", command.help or "", re.M)
-    return [line for line in lines if re.match(r"(.*(&& |\$\(|: ))?launcher ", line)]
+    """The command lines in a command's help: indented, in a paragraph that is written line by line (after \\b); they begin
+    with `launcher`, or have it after a variable, `&&` or `$(`."""
+    paragraphs = [each for each in inspect.cleandoc(command.help or "").split("\n\n") if each.startswith("\b\n")]
+    lines = re.findall(r"^ {2,}(\S.*)$", "\n".join(paragraphs), re.M)
+    return [line for line in lines if re.match(r"(.*(&& |\$\(|: )|([A-Z_]+=\S+ )+)?launcher ", line)]
 
 
 def words(line: str) -> list[str]:

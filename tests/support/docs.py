@@ -17,7 +17,7 @@ import msgspec
 from launcher import result, settings
 from launcher.checkpoint import manifest
 from launcher.errors import LauncherError, tree
-from launcher.job import record, restarts, spec
+from launcher.job import record, restarts, spec, states
 from launcher.store import protection, reading, removal
 from tests.support import commands
 from tests.support.cli import ROOT
@@ -28,6 +28,7 @@ SETTINGS = ROOT / "docs/settings.md"
 STORE_FORMAT = ROOT / "docs/store-format.md"
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 VERDICT = ROOT / "docs/verdict.md"
+JOBS = ROOT / "docs/jobs.md"
 SCHEMA = ROOT / "docs/result.schema.json"
 
 
@@ -93,6 +94,12 @@ def verdict_page() -> str:
         rows.append(f"| `{name}` | {_type(field)} | {field['description']} |")
     retried = [line for line in (restarts.__doc__ or "").splitlines() if line.startswith("|")]
     return _filled(VERDICT, retried=retried, fields=rows)
+
+
+def jobs_page() -> str:
+    """docs/jobs.md with the states as the code has them."""
+    rows = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
+    return _filled(JOBS, states=rows)
 
 
 def troubleshooting_page() -> str:
@@ -256,6 +263,7 @@ def main() -> None:
 PAGES = {
     COMMANDS: commands_page,
     ERRORS: errors_page,
+    JOBS: jobs_page,
     SCHEMA: schema_page,
     SETTINGS: settings_page,
     STORE_FORMAT: store_format_page,

@@ -32,6 +32,8 @@ EVERYWHERE = {"NAME", "REF"}
 MEANINGS = {
     "--destination": "fetch copies into a folder, export to any place (FlexAI's word is for the folder)",
     "--file": "of a job a YAML file, of a push the content (both FlexAI's)",
+    "--limit": "of a list how many, of the cache how large",
+    "--name": "of a job its name, of a list a pattern of names",
     "--secret": "of a job K=NAME, of a storage the secret that it needs (both FlexAI's)",
     "--watch": "of a job further folders, of collect how long",
 }
