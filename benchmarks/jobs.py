@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -44,6 +45,12 @@ def make(data_dir: Path, count: int) -> None:
         (folder / "record.json").write_bytes(msgspec.json.encode(record))
 
 
+def processor() -> float:
+    """Seconds of processor time that this process's children have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def seconds(data_dir: Path, *words: str) -> tuple[float, str]:
     """How long a list takes, and what it prints."""
     env = os.environ | {"LAUNCHER_DATA_DIR": str(data_dir), "LAUNCHER_CONFIG": os.devnull}
@@ -64,10 +71,12 @@ def main() -> None:
         print(f"{given.jobs} jobs; load {os.getloadavg()[0]:.1f}")
         print(f"cold: {seconds(data)[0]:.2f} s")
         for words in ((), ("--json",), ("--limit", "20"), ("--state", "failed")):
+            before = processor()
             found = [seconds(data, *words) for _ in range(given.rounds)]
+            used = (processor() - before) / given.rounds
             times = sorted(each for each, _ in found)
-            lines, spread = found[0][1].count("\n"), f"{times[0]:.2f} to {times[-1]:.2f}"
-            print(f"{' '.join(words) or 'all'}: median {statistics.median(times):.2f} s ({spread}), {lines} lines")
+            what, spread = " ".join(words) or "all", f"{times[0]:.2f} to {times[-1]:.2f}"
+            print(f"{what}: median {statistics.median(times):.2f} s ({spread}), {used:.2f} s of processor")
 
 
 if __name__ == "__main__":

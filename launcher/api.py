@@ -59,26 +59,17 @@ def checkpoint_path(
 
     Raises CheckpointNotFound, SourceNotFound, DigestMismatch, UnsafePickle, StoreError, NoSpace.
     """
-    from launcher.checkpoint import policy
     from launcher.inputs import choose
     from launcher.inputs.cache import NodeCache
-    from launcher.progress import Progress
 
     settings, environ = _settings(store)
     emit = Caller(on_event)
-    place = Store.open(settings, environ)
-    selection = Selection(tuple(include), tuple(exclude), only)
-    (chosen,) = choose.choose((ref,), place, settings, environ, selection)
-    found = choose.findings(chosen, place, settings)
-    policy.refuse(found, pickles, ref)
-    policy.warn(found, pickles, ref, emit)
-    with Progress(f"Fetching {ref}", chosen.size, emit) as progress:
-        provided = choose.provide(chosen, place, NodeCache.open(settings, emit), progress)
+    provided = choose.bring(
+        ref, Store.open(settings, environ), settings, environ, NodeCache.open(settings, emit), emit,
+        selection=Selection(tuple(include), tuple(exclude), only), pickles=pickles,
+    )  # fmt: skip
     if provided.lease and _held.setdefault(Path(provided.path), provided.lease) is not provided.lease:
         provided.lease.release()
-    found = choose.findings_inside(provided)
-    policy.refuse(found, pickles, ref)
-    policy.warn(found, pickles, ref, emit)
     return Path(provided.path)
 
 

@@ -6,12 +6,13 @@ import dataclasses
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from launcher import model_folder
 from launcher.errors import CheckpointNotFound, DatasetNotFound, InputChanged
 from launcher.events import Emit, Event, Redactor, event
 from launcher.health import Health
@@ -22,7 +23,7 @@ from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen
 from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome
+from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome, Server
 from launcher.job.restarts import Restart
 from launcher.job.spec import JobSpec
 from launcher.outputs import capture as captures
@@ -31,6 +32,8 @@ from launcher.outputs.uploader import Uploader
 from launcher.outputs.watcher import Subject
 from launcher.prepare import Checked, Prepared
 from launcher.restoring import Resumed
+from launcher.runners import handover
+from launcher.runners.answering import Answering
 from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
@@ -129,16 +132,18 @@ def begin(job: Job, *, earlier: int) -> Attempt:
 def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
+    if checked.given:
+        handover.no_core_dumps()
     if prepared.request:
         return Container(
             checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs,
-            secrets=prepared.handover,
+            secrets=prepared.handed, mask=checked.given.mask,
         )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
         single_child=spec.single_child, rewrite=spec.rewrites(),
-        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers),
+        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers), secrets=prepared.handed, mask=checked.given.mask,
     )  # fmt: skip
 
 
@@ -148,9 +153,26 @@ def noting(record: JobRecord, folder: JobFolder) -> Emit:
     def note(event: Event) -> None:
         if event.kind in ("stop-requested", "killed"):
             record.change("stop in progress", f"{event.text}.")
-            folder.write(record, durable=False)
+            folder.note(record)
 
     return note
+
+
+def answering(job: Job, running: Running, prepared: Prepared, changed: Callable[[], None]) -> Answering:
+    """An inference job's server, asked whether it answers; the record's attempt has the state, and `changed` is called for
+    each new one."""
+    spec, attempt = job.spec, job.record.attempts[-1]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(spec.host, spec.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{spec.port}"
+    attempt.server = Server(
+        url=url, health=url + (spec.health or "/health"), since=time.time(),
+        chat=model_folder.has_chat_template(prepared.provided),
+    )  # fmt: skip
+    changed()
+    return Answering(
+        running, attempt.server, timeout=spec.ready_timeout, grace=spec.grace, any_page=not spec.health, emit=job.emit,
+        changed=changed,
+    )  # fmt: skip
 
 
 def put_again(spool: Path, collector: Collector) -> None:

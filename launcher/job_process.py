@@ -158,18 +158,19 @@ def main(fd: int) -> None:
             return  # It has gone already, and this may be another process's number.
         # Not by PR_SET_PDEATHSIG, which tells of the death of a thread: of several, each one's.
         threading.Thread(target=_end_with, args=[caller], daemon=True).start()
-        environ, kept = configuration.process_environment(), list[str]()
+        spec, environ, kept = task.spec, configuration.process_environment(), list[str]()
         try:
             settings, _ = configuration.load({"store": task.store, "log_format": "json"}, environ)
-            kept = secrets.values(settings.data_dir)
-            signals.drop(task.spec.dropped())
+            given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+            kept = secrets.values(settings.data_dir, given, environ)
+            signals.drop(spec.dropped())
             with report.early(settings, environ):
-                ended = _Ended(main_job.run(task.spec, settings, environ, signals, stream=lines))
+                ended = _Ended(main_job.run(spec, settings, environ, signals, stream=lines))
         except LauncherError as error:
             ended = _Ended(kind=error.kind, text=error.text, hint=error.hint)
         except Exception:
             ended = _Ended(kind=LauncherError.kind, text=f"This is a bug, please report it:\n{traceback.format_exc()}")
-        clean = Redactor.of_environment(environ | task.spec.env, kept).text
+        clean = Redactor.of_environment(environ | spec.env, kept).text
         ended = msgspec.structs.replace(ended, text=clean(ended.text), hint=clean(ended.hint))
         lines.write(msgspec.json.encode(ended).decode() + "\n")
 

@@ -13,7 +13,7 @@ import msgspec
 from launcher import attempt as attempts
 from launcher import report, resume, secrets
 from launcher.attempt import Job
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, ServerSilent
 from launcher.events import Console, Emit, JsonLines, Redactor, silent, to_all
 from launcher.health import Health
 from launcher.inputs import refused
@@ -51,7 +51,8 @@ def run(
 ) -> Result:
     """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder;
     `stream`: where the launcher's own lines go, if not to stderr. Raises LauncherError for what is wrong before that."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     console = Console(stream, form=settings.log_format, redactor=redactor)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
@@ -97,7 +98,7 @@ def _attempts(job: Job) -> Outcome:
             try:
                 if prepared is None:
                     job.record.change("building", "Inputs and code are brought here.")
-                    job.folder.write(job.record, durable=False)
+                    job.folder.note(job.record)
                     prepared = prepare(
                         job.spec, job.settings, job.environ, job.store, job.folder, job.checked, job.emit,
                         stop=job.stops.check,
@@ -191,6 +192,11 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             running, timeout=spec.stall_timeout, grace=spec.grace, ranks=prepared.command.ranks, log=evidence.log,
             output=prepared.output, emit=emit,
         )  # fmt: skip
+    answering = None
+    if spec.kind == "inference":
+        running = answering = attempts.answering(
+            job, running, prepared, changed=lambda: report.answers(record, folder, emit)
+        )
     ended = supervise(
         running,
         stops,
@@ -205,7 +211,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     collecting, health.phase = time.time(), "collect"
     attempt.command_ended = collecting
     record.change(record.states[-1].state, f"{verdict.cause}: what it wrote is stored.")
-    folder.write(record, durable=False)
+    folder.note(record)
     salvage = watcher.finish(unknown_counts=ended.code == 0)
     over = stops.patience()
     backlog.announce(collector.stored, collector.held, stops.left, emit)
@@ -220,7 +226,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     if ended.code and prepared.mounts and not spec.input_writable:
         if hint := refused.look(evidence.log, attempt.log_start, [target for _, target in prepared.mounts]):
             emit(hint)
-    changed = attempts.verify(prepared, running, settings)
+    changed: LauncherError | None = attempts.verify(prepared, running, settings)
+    if answering and answering.trouble and not stop:
+        changed = changed or ServerSilent(cause=answering.trouble, job=spec.name)
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()

@@ -12,13 +12,13 @@ import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from launcher import names, secrets
 from launcher.attempt import redacted
-from launcher.errors import AccessDenied, LocalResourceError, NoSpace, UsageError
+from launcher.errors import AccessDenied, LocalResourceError, MountFailed, NoSpace, UsageError
 from launcher.events import Emit, Redactor, secret_name
 from launcher.inputs import choose, protection
 from launcher.inputs.cache import NodeCache
@@ -27,8 +27,7 @@ from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
-from launcher.runners.signals import Signals
-from launcher.runners.stopping import Stops
+from launcher.runners.handover import Handover
 from launcher.settings import Settings
 from launcher.store.store import Store
 from launcher.text import size
@@ -58,6 +57,8 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     fetch: int
     """What would have to come from there, at most: 0 where it is in the node cache, or a folder of this machine."""
+    kind: Literal["checkpoint", "dataset", "resume"] = "checkpoint"
+    """resume: the checkpoint that --resume names."""
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,50 +74,63 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it would be started."""
 
     name: str
+    """The job's."""
     kind: str
+    """training, fine-tuning or inference."""
     runner: str
+    """process or docker."""
     device: str
+    """In words."""
     store: str
+    """Where its checkpoints would be stored."""
     command: list[str]
     """As it would be executed."""
     work_dir: str
+    """Where it would run: of a container, what is bound at its working directory."""
     image: str
+    """Of the docker runner."""
     env: dict[str, str]
     """Variables that the job gets beyond those of this process; for a container all of them. Secret values are ***."""
     inherits: int
     """How many variables it has from this process."""
     secrets: dict[str, str]
-    """Variables that are secrets, to their names."""
+    """Variables that are secrets or name a file with one, to the secrets' names."""
     inputs: list[Input]
+    """`reference`, `kind` (checkpoint, dataset, resume), `checkpoint` (its id), `source`, `size`, `fetch`: bytes to come."""
     mounts: list[Mount]
+    """`source` on this machine, `target` as the job sees it, `read_only`."""
     guard: str
     """What would keep the input from being changed: a rung."""
     output: str
     """Where checkpoints would be collected from, on this machine."""
     others: str
     """Where the job's other outputs would be."""
-    resume: str
-    """The checkpoint that --resume names."""
     repository: str
+    """Of the code; empty: it is in the folder in which the job would run."""
     commit: str
+    """Of the repository."""
+    packages: str
+    """The folder with the packages that the job asks for, on this machine; empty: it asks for none."""
+    packages_here: bool
+    """Whether they are there already; else they would be installed."""
     disk: list[Disk]
+    """`path`, `use`, and bytes: `need` and `free`."""
     unchecked: list[str]
     """What cannot be known before the start."""
 
 
-def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals, emit: Emit) -> Plan:
+def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], emit: Emit) -> Plan:
     """Raises what the start would raise, as far as it can be known without the bytes: LauncherError."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
-    stops = Stops(signals, grace=spec.grace)
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     store = Store.open(settings, environ, look_only=True)
     _check_place(settings, store)
     checked = check(spec, settings, environ, store, emit)
     _check_running(spec, settings)
     _check_port(spec)
     cache = NodeCache.open(settings)
-    chosen = (*checked.chosen, *checked.datasets, *([checked.resume] if checked.resume else []))
-    missing = [(each, choose.expected(each, cache)[1]) for each in chosen]
-    disk = _disk(settings, cache, sum(size for _, size in missing))
+    inputs = _inputs(checked, store, cache, redactor)
+    disk = _disk(settings, cache, sum(each.fetch for each in inputs))
     with tempfile.TemporaryDirectory(prefix="launcher-plan-") as scratch:
         folder = JobFolder(Path(os.path.realpath(scratch), _ID))
         (folder.path / "logs").mkdir(parents=True)
@@ -124,16 +138,18 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals:
             settings,
             input_dir=os.path.join(scratch, "in") if settings.input_dir else "",
             output_dir=os.path.join(scratch, "out") if settings.output_dir else "",
+            dataset_dir=os.path.join(scratch, "data") if settings.dataset_dir else "",
         )
-        prepared = prepare(spec, inside, environ, store, folder, checked, emit, stop=stops.check, trial=True)
-        rung = "engine" if prepared.handover or spec.runner == "docker" else _rung(prepared, folder)
+        prepared = prepare(spec, inside, environ, store, folder, checked, emit, stop=lambda: None, trial=True)
+        rung = "engine" if spec.runner == "docker" else _rung(prepared, folder)
         exact = of_attempt(prepared, spec, checked, folder, 1)
         real = {
             str(folder.path): os.path.join(settings.data_dir, "jobs", names.key(spec.name), _ID),
             inside.input_dir: settings.input_dir,
             inside.output_dir: settings.output_dir,
+            inside.dataset_dir: settings.dataset_dir,
         }
-        found = _made(spec, environ, checked, exact, redactor, rung, missing, disk, store)
+        found = _made(spec, environ, checked, exact, redactor, rung, inputs, disk, store)
         return msgspec.convert(_placed(msgspec.to_builtins(found), real), Plan)
 
 
@@ -144,35 +160,24 @@ def _made(
     exact: Prepared,
     redactor: Redactor,
     rung: str,
-    missing: list[tuple[Chosen, int]],
+    inputs: list[Input],
     disk: list[Disk],
     store: Store,
 ) -> Plan:
     request: dict[str, Any] = exact.request or {}
     given = request.get("environment", {}) if request else exact.env
     own = given if request else {key: value for key, value in given.items() if environ.get(key) != value}
-    hidden = {*checked.secrets, *(exact.handover.values if exact.handover else ())}
+    hidden = {*checked.given.variables, *(exact.handed.values if isinstance(exact.handed, Handover) else ())}
     env = {
         key: _HIDDEN if key in hidden or secret_name(key) else redactor.text(value)
         for key, value in (dict.fromkeys(hidden, _HIDDEN) | dict(own)).items()
     }
-    clean = redacted(spec, redactor)
     mounts = [Mount(source=source, target=target, read_only=not spec.input_writable) for source, target in exact.mounts]
     if request:
         mounts = [
             Mount(source=each["Source"], target=each["Target"], read_only=each["ReadOnly"])
             for each in request["mounts"]
         ]
-    inputs = [
-        Input(
-            reference=redactor.text(each.text),
-            checkpoint=each.manifest.id if each.manifest else None,
-            source=redactor.text(store.url if each.manifest else each.folder or each.source),
-            size=each.size,
-            fetch=fetch,
-        )
-        for each, fetch in missing
-    ]
     return Plan(
         name=spec.name,
         kind=spec.kind,
@@ -184,39 +189,68 @@ def _made(
         image=spec.image,
         env=dict(sorted(env.items())),
         inherits=0 if request else len(given) - len(own),
-        secrets=dict(spec.secret),
+        secrets=spec.secret | spec.secret_file,
         inputs=inputs,
         mounts=mounts,
         guard=rung,
         output=exact.output,
         others=exact.others,
-        resume=clean.resume if checked.resume else "",
-        repository=clean.repository_url,
+        repository=redacted(spec, redactor).repository_url,
         commit=checked.commit,
+        packages=exact.environment.folder if exact.environment else "",
+        packages_here=exact.environment is not None and os.path.exists(exact.environment.folder),
         disk=disk,
-        unchecked=_unchecked(spec, checked),
+        unchecked=_unchecked(spec, checked, exact),
     )
 
 
-def _unchecked(spec: JobSpec, checked: Checked) -> list[str]:
+def _inputs(checked: Checked, store: Store, cache: NodeCache, redactor: Redactor) -> list[Input]:
+    kinds: list[tuple[Literal["checkpoint", "dataset", "resume"], tuple[Chosen, ...]]] = [
+        ("checkpoint", checked.chosen),
+        ("dataset", checked.datasets),
+        ("resume", (checked.resume,) if checked.resume else ()),
+    ]
+    return [
+        Input(
+            reference=redactor.text(each.text),
+            checkpoint=each.manifest.id if each.manifest else None,
+            source=redactor.text(store.url if each.manifest else each.folder or each.source),
+            size=each.size,
+            fetch=choose.expected(each, cache)[1],
+            kind=kind,
+        )
+        for kind, chosen in kinds
+        for each in chosen
+    ]
+
+
+def _unchecked(spec: JobSpec, checked: Checked, exact: Prepared) -> list[str]:
     found = []
+    if exact.environment and not os.path.exists(exact.environment.folder):
+        found.append("Whether the packages can be installed, and the command if it comes with them.")
     if any(each.remote and each.remote.archive for each in checked.chosen):
         found.append("What is in an archive, before it is unpacked.")
     if any(each.remote and not each.remote.archive for each in checked.chosen):
         found.append("The digests of what is not in a store, before it has come.")
     if spec.runner == "docker":
         found.append("Whether the command is in the image, and whether its user may write.")
-    if spec.requirements_path:
-        found.append(f"Whether the packages of {spec.requirements_path} can be installed.")
     if spec.input_writable:
         found.append("The space for the job's view of its input: changes, or a copy where there is no overlayfs.")
     return found
 
 
 def _rung(prepared: Prepared, folder: JobFolder) -> str:
+    """Raises MountFailed where nothing that is allowed would protect the input."""
     if not prepared.mounts:
         return ""
-    return protection.probe(prepared.protection.rungs, folder.path).rung
+    asked = prepared.protection.rungs
+    if rung := protection.probe(asked, folder.path).rung:
+        return rung
+    raise MountFailed(
+        path="the input directory",
+        cause=f"no rung holds of {', '.join(asked)}",
+        hint="LAUNCHER_INPUT_GUARD says which are allowed; `launcher doctor` which would hold here.",
+    )
 
 
 def _check_place(settings: Settings, store: Store) -> None:

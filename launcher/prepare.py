@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, requirements, secrets
+from launcher import directories, model_folder, requirements, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -28,9 +28,10 @@ from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.requirements import Environment
-from launcher.runners import docker, identity, torchrun
-from launcher.runners.handover import Handover
+from launcher.runners import docker, handover, identity, torchrun
+from launcher.runners.handover import Handed, Handover
 from launcher.runners.torchrun import CommandLine
+from launcher.secrets import Given
 from launcher.settings import Settings
 from launcher.store import protection
 from launcher.store.datasets import Datasets
@@ -59,8 +60,8 @@ class Checked:
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
     repository: source.Repository | None = None
-    secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    """Variables of the job that are secrets: given to it, written nowhere."""
+    given: Given = field(default_factory=Given)
+    """The job's secrets: given to it, written nowhere."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Prepared:
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
-    handover: Handover | None = None
-    """Docker: the variables that it is not told."""
+    handed: Handed | None = None
+    """The secrets that the job finds in files."""
     environment: Environment | None = None
     """The job's packages, where it asks for any."""
 
@@ -123,7 +124,7 @@ def check(
     """Everything that can be known before anything long starts. Raises the error of what is wrong, and what `stop` raises: it
     is called often while the code's repository is asked."""
     device, extra = devices.choose(spec, environ, emit)
-    hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
+    given = secrets.given(settings.data_dir, spec.secret, spec.secret_file, environ, emit, mask=not spec.no_mask)
     commit, repository = "", None
     if spec.repository_url:
         token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret)
@@ -163,7 +164,7 @@ def check(
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
     return Checked(
-        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, hidden
+        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, given
     )
 
 
@@ -219,6 +220,8 @@ def prepare(
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
+    if spec.kind == "inference":
+        env |= _served(spec, folder, provided, [at(each.chosen.names[0]) for each in provided])
     mounts += tuple((each.path, os.path.join(env["FLEXAI_INPUT_DIR"], each.chosen.names[0])) for each in datasets)
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
@@ -242,10 +245,14 @@ def prepare(
         caches=() if in_container or trial else library_caches(whole, cache.folder),
         lazy={at(each.chosen.names[0]): each.lazy.control for each in provided if each.lazy},
     )
-    hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
+    hidden = checked.given.variables | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
+    handed = handover.by_files(
+        folder.path, hidden, checked.given.files, docker.owner(spec.user) if in_container else None
+    )
+    whole |= checked.given.variables | (handed.variables if handed else {})
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
-    held += [environment.lease] if environment else []
+    held += [environment.lease] if environment and environment.lease else []
     if mounts and spec.input_writable and not trial:
         view = View(folder.path / "view")
         held.append(view)
@@ -253,8 +260,8 @@ def prepare(
     if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, environment, folder.path / "logs"),
-        env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
+        command=_command(spec, checked, environment, folder.path / "logs", env),
+        env={name: value for name, value in whole.items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
         others=str(others),
@@ -267,7 +274,7 @@ def prepare(
         logs=folder.path / "logs",
         stop_file=stop_file,
         leases=tuple(held),
-        handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
+        handed=handed,
         environment=environment,
     )
 
@@ -284,8 +291,8 @@ def _code(
     stop: Callable[[], None],
     trial: bool,
 ) -> tuple[str, Environment | None]:
-    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for
-    (not for a trial: they may have to be built)."""
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for (of a
+    trial: where they would be)."""
     work_dir = checked.work_dir
     if checked.repository:
         work_dir = str(folder.path / "source")
@@ -296,12 +303,13 @@ def _code(
     needed, environment = requirements.find(spec, work_dir), None
     if checked.repository and spec.runner != "docker":
         torchrun.check_command(spec.command, work_dir, programs=needed is None)
-    if needed and not trial:
+    if needed:
         environment = requirements.provide(
-            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.secrets, work_dir=work_dir,
-            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.given.variables,
+            work_dir=work_dir, job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+            trial=trial,
         )  # fmt: skip
-        if spec.runner != "docker":
+        if spec.runner != "docker" and os.path.exists(environment.folder):
             torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
     return work_dir, environment
 
@@ -319,7 +327,7 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    command = _command(spec, checked, prepared.environment, inside)
+    command = _command(spec, checked, prepared.environment, inside, kept)
     exact = dataclasses.replace(prepared, command=command, env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
@@ -331,11 +339,24 @@ def of_attempt(
     return exact
 
 
-def _command(spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path) -> CommandLine:
+def _served(spec: JobSpec, folder: JobFolder, provided: Sequence[Provided], targets: Sequence[str]) -> dict[str, str]:
+    """Makes the model's folder for a server, and returns the variables that it gets. In a container it has to listen at every
+    address: the engine publishes its port at the one that was asked for."""
+    models = folder.path / "models"
+    model_folder.make(models, spec.name, provided, targets)
+    if spec.runner != "docker":
+        return model_folder.variables(spec.name, str(models), targets, spec.host, spec.port)
+    host = spec.host if spec.network == "host" else "0.0.0.0"
+    return model_folder.variables(spec.name, docker.MODELS, targets, host, spec.port)
+
+
+def _command(
+    spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path, env: Mapping[str, str]
+) -> CommandLine:
     in_container = spec.runner == "docker"
     python = docker.PYTHON if in_container else checked.python
     return torchrun.command_line(
-        spec.command,
+        model_folder.expand(spec.command, spec.name, env) if spec.kind == "inference" else spec.command,
         accels=spec.accels,
         launch=spec.launch,
         python=environment.python if environment else python,
@@ -449,7 +470,9 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         network=spec.network,
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
-        secrets=prepared.handover.source if prepared.handover else "",
+        secrets=prepared.handed if isinstance(prepared.handed, Handover) else None,
+        models=str(folder.path / "models") if spec.kind == "inference" else "",
+        publish=(spec.host, spec.port) if spec.kind == "inference" else None,
         environment=prepared.environment.folder if prepared.environment else "",
     )
 

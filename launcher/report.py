@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -19,12 +20,12 @@ from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
 from launcher.directories import give
-from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
+from launcher.errors import CollectionIncomplete, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
 from launcher.job import restarts, states
 from launcher.job.failure import Failure
 from launcher.job.folder import JobFolder
-from launcher.job.record import DatasetRecord, InputRecord, JobRecord, Outcome
+from launcher.job.record import DatasetRecord, InputRecord, JobRecord, Outcome, Server
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
@@ -76,7 +77,7 @@ def outcome(
     stop: Stop | None,
     pending: list[tuple[Capture, str]],
     left: list[str],
-    changed: InputChanged | None,
+    changed: LauncherError | None,
     last_step_seen: int | None,
     last_step_committed: int | None,
 ) -> Outcome:
@@ -89,7 +90,7 @@ def outcome(
         "bytes_not_stored": bytes_left,
     }
     if verdict.code == 0 and (pending or changed):
-        error: LauncherError | None = changed
+        error = changed
         if pending:
             error = CollectionIncomplete(
                 count=len(pending), job=record.name, size=size(bytes_left), cause=pending[0][1], where=spool
@@ -162,6 +163,32 @@ def started(record: JobRecord, emit: Emit) -> None:
         lines.append(f"({attempt.guarantee})")
     level = "warning" if any(each.rung == "none" for each in provided) else "info"
     emit(event("job-started", "\n".join(lines), level, id=record.id, device=attempt.device))  # type: ignore[arg-type]
+
+
+def answers(record: JobRecord, folder: JobFolder, emit: Emit) -> None:
+    """The server's state is another one: keeps it, and says how to call one that is ready."""
+    server = record.attempts[-1].server
+    assert server
+    folder.write(record, durable=False)
+    if server.state == "ready":
+        text = f"Job {record.name} answers at {server.url}" + (f", model {server.model}" if server.model else "")
+        if server.answered == server.since:
+            text += f"\nCall it: {call_of(server)}\nStop it: launcher inference stop {shlex.quote(record.name)}"
+        emit(event("server-ready", text, id=record.id, url=server.url, model=server.model))
+
+
+def call_of(server: Server) -> str:
+    """A command that asks the server something."""
+    if not server.model:
+        return f"curl {server.url}/"
+    body: dict[str, Any] = {"model": server.model}
+    if server.chat:
+        body |= {"messages": [{"role": "user", "content": "Hello"}]}
+    else:
+        body |= {"prompt": "Hello"}
+    path = "chat/completions" if server.chat else "completions"
+    text = shlex.quote(json.dumps(body | {"max_tokens": 50}, ensure_ascii=False))
+    return f"curl {server.url}/v1/{path} --json {text}"
 
 
 def committed(stored: Stored, record: JobRecord, folder: JobFolder) -> None:
@@ -291,7 +318,8 @@ def closing(store: Store, record: JobRecord) -> str:
         total += manifest.size
         step = f"step {manifest.facts.step}" if manifest.facts.step is not None else manifest.format
         rows.append(f"  {manifest.name}  {step}, {size(manifest.size)}")
-    lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
+    if rows or record.spec.kind != "inference":
+        lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
     if attempt.bytes_saved:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]

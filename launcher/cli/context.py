@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +15,17 @@ from launcher.errors import UsageError
 from launcher.events import Console, Redactor
 from launcher.settings import Settings
 from launcher.store.store import Store
+
+
+class Group(click.Group):
+    """A group some of whose commands have another name too."""
+
+    def __init__(self, *words: Any, aliases: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._aliases = aliases
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, self._aliases.get(cmd_name, cmd_name))
 
 
 def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
@@ -81,9 +92,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
             table.add_row(*(Text(cell) for cell in row))
         Console().print(table)
         return
-    lengths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    for row in [columns, *rows]:
-        click.echo("  ".join(cell.ljust(length) for cell, length in zip(row, lengths)).rstrip())
+    lines = [columns, *rows]
+    form = "  ".join(f"{{:<{max(map(len, cells))}}}" for cells in zip(*lines)).format
+    click.echo("\n".join([form(*line).rstrip() for line in lines]))
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _LOST = 137
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--now", is_flag=True, help="Kill the command at once; what it has saved is stored still.")
 @click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
 @click.pass_context
@@ -87,7 +88,7 @@ def _changed(folder: JobFolder, known: list[Change]) -> bool:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=completing.jobs)
 @click.option("--timeout", metavar="TIME", help="How long to wait for all of them, such as 2h. [without end]")
 @click.pass_context
 def wait(ctx: click.Context, names: tuple[str, ...], timeout: str | None) -> int:

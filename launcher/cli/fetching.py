@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import console, current, json_option, open_store, print_json
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--destination", metavar="DIR", help="Where output_0.zip goes. [the current folder]")
 @json_option
 @click.pass_context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, json_option, print_json, print_table
 from launcher.job.states import State
 
@@ -60,7 +61,7 @@ def _code(code: int | None) -> str:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, name: str, as_json: bool) -> None:

@@ -13,17 +13,14 @@ from launcher.text import printable, size
 if TYPE_CHECKING:
     from launcher.job.spec import JobSpec
     from launcher.plan import Plan
-    from launcher.runners.signals import Signals
     from launcher.settings import Settings
 
 
-def show_plan(
-    ctx: click.Context, spec: JobSpec, settings: Settings, environ: dict[str, str], signals: Signals, *, as_json: bool
-) -> None:
+def show_plan(ctx: click.Context, spec: JobSpec, settings: Settings, environ: dict[str, str], *, as_json: bool) -> None:
     """Prints what the job would be. Raises what its start would raise."""
     from launcher import plan as plans
 
-    found = plans.plan(spec, settings, environ, signals, console(ctx))
+    found = plans.plan(spec, settings, environ, console(ctx))
     if as_json:
         print_json(found)
         return
@@ -39,19 +36,19 @@ def _lines(plan: Plan) -> list[str]:
     ]
     if plan.repository:
         lines.append(f"Code     {plan.repository}, commit {plan.commit}")
+    if plan.packages:
+        lines.append(f"Packages {plan.packages}, {'here already' if plan.packages_here else 'to be installed'}")
     for each in plan.inputs:
-        how = "here already" if not each.fetch else f"to fetch: {size(each.fetch)} at most"
-        lines.append(
-            f"Input    {each.reference} from {each.source}" + (f", {size(each.size)}" if each.size else "") + f"; {how}"
-        )
+        label = {"checkpoint": "Input   ", "dataset": "Dataset ", "resume": "Resume  "}[each.kind]
+        whole = f", {size(each.size)}" if each.size else ""
+        how = f"to fetch: {size(each.fetch)} at most" if each.fetch else "here already"
+        lines.append(f"{label} {each.reference} from {each.source}{whole}; {how}")
     if plan.guard:
         lines.append(f"  guard  {plan.guard}")
     for mount in plan.mounts:
         lines.append(f"Mount    {mount.source} at {mount.target}, {'read-only' if mount.read_only else 'writable'}")
     lines.append(f"Output   {plan.output}, collected into {plan.store}")
     lines.append(f"  other  {plan.others}")
-    if plan.resume:
-        lines.append(f"Resume   {plan.resume}")
     lines += [f"Env      {key}={value}" for key, value in plan.env.items()]
     lines += [f"Secret   {key} from {name}" for key, name in plan.secrets.items()]
     if plan.inherits:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, leave
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ _HIDDEN = "***"
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option(
     "-E", "--env", multiple=True, metavar="K=V", help="A variable that the record does not have, or another value."
 )
 @click.option("--resume", metavar="HOW", help="auto, never, or a checkpoint to go on from. [as it was]")
-@click.option("--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
+@click.option("-d", "--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
 @click.pass_context
 def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | None, detach: bool) -> int:
     """Starts a job again: the next attempt of the same job, from its newest checkpoint, with all that was recorded of it.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.background import until_up
 from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table, redactor
 from launcher.cli.ending import stop, wait
@@ -22,16 +22,30 @@ from launcher.errors import UsageError
 
 if TYPE_CHECKING:
     from launcher.job.spec import JobSpec
-    from launcher.runners.signals import Signals
-    from launcher.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _DATASET = "Dataset, at $FLEXAI_INPUT_DIR/NAME: NAME, NAME@vN, UUID; NAME=MOUNT names its folder. May be repeated."
 _OPTIONS = [
-    click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
-    click.option("-D", "--dataset", "dataset", multiple=True, metavar="NAME[=MOUNT]", help=_DATASET),
+    click.option(
+        "-C",
+        "--checkpoint",
+        "checkpoint",
+        multiple=True,
+        metavar="REF",
+        shell_complete=completing.checkpoints,
+        help=_REF,
+    ),
+    click.option(
+        "-D",
+        "--dataset",
+        "dataset",
+        multiple=True,
+        metavar="NAME[=MOUNT]",
+        shell_complete=completing.datasets,
+        help=_DATASET,
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
@@ -52,7 +66,24 @@ _OPTIONS = [
         "--requirements-path", metavar="FILE", help="Packages for the job. [the repository's requirements.txt, if any]"
     ),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
-    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
+    click.option(
+        "-S",
+        "--secret",
+        multiple=True,
+        metavar="K=NAME",
+        shell_complete=completing.secrets,
+        help="Variable with a secret: a kept one (launcher secret), env:VARIABLE or file:PATH.",
+    ),
+    click.option(
+        "--secret-file",
+        multiple=True,
+        metavar="K=NAME",
+        shell_complete=completing.secrets,
+        help="Variable with the path of a file with the secret.",
+    ),
+    click.option(
+        "--no-mask", is_flag=True, default=None, help="Print and keep secrets in the job's output as they are."
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -117,39 +148,41 @@ def only_job_options(*names: str) -> Callable[[F], F]:
     return decorate
 
 
-def _run(
+def _spec(
     ctx: click.Context,
     kind: str,
     name: str,
     words: tuple[str, ...],
     job_file: str | None,
-    flags: dict[str, Any],
-    *,
-    detached: bool,
-    plan: Callable[[JobSpec, Settings, dict[str, str], Signals], None] | None,
     save_file: str | None,
-) -> int:
+    flags: dict[str, Any],
+    environ: dict[str, str],
+) -> JobSpec:
+    from launcher.job import spec as specs
+
+    flags["env"] = specs.parse_env(flags.pop("env"), environ)
+    flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+    flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
+    spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+    if save_file:
+        from launcher.job.saving import save
+
+        save(spec, save_file, redactor(ctx))
+    return spec
+
+
+def _run(ctx: click.Context, asked: Callable[[dict[str, str]], JobSpec], *, detached: bool) -> int:
     from launcher.detach import detach
 
     background = detach() if detached else None
 
     from launcher import main_job, report
-    from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
-        with contextlib.nullcontext() if plan else report.early(settings, environ):
-            flags["env"] = specs.parse_env(flags.pop("env"), environ)
-            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-            spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
-            if save_file:
-                from launcher.job.saving import save
-
-                save(spec, save_file, redactor(ctx))
-            if plan:
-                plan(spec, settings, environ, signals)
-                leave(0)
+        with report.early(settings, environ):
+            spec = asked(environ)
             signals.drop(spec.dropped())
             leave(main_job.run(spec, settings, environ, signals, also=until_up(background, spec)).code)
 
@@ -167,7 +200,7 @@ def _run_command(kind: str) -> click.Command:
     )
     @click.option("--network", metavar="NAME", help="Docker runner: the engine's network.")
     @click.option("--shm-size", metavar="SIZE", help="Docker runner: size of /dev/shm. [half of the memory]")
-    @click.option("--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
+    @click.option("-d", "--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
     @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; start and write nothing.")
     @click.option("--json", "as_json", is_flag=True, help="Print the plan of --dry-run as JSON.")
     @click.option("--save-file", metavar="FILE", help="Write the job file that --file reads, then go on.")
@@ -209,9 +242,12 @@ def _run_command(kind: str) -> click.Command:
             )
         if detach and dry_run:
             raise UsageError(what="--detach and --dry-run exclude each other.", hint="Leave one out.")
-        plan = functools.partial(show_plan, ctx, as_json=as_json) if dry_run else None
-        flags = translated(ctx, flags)
-        return _run(ctx, kind, name, words, job_file, flags, detached=detach, plan=plan, save_file=save_file)
+        asked = functools.partial(_spec, ctx, kind, name, words, job_file, save_file, translated(ctx, flags))
+        if dry_run:
+            settings, environ = current(ctx)
+            show_plan(ctx, asked(environ), settings, environ, as_json=as_json)
+            return 0
+        return _run(ctx, asked, detached=detach)
 
     return run
 
@@ -225,7 +261,7 @@ def _group(name: str, kind: str, text: str) -> click.Group:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--all", "every", is_flag=True, help="Of all jobs that had this name, not only the newest.")
 @json_option
 @click.pass_context
@@ -250,7 +286,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:
-        from launcher.cli.checkpoint import as_document
+        from launcher.cli.listing import as_document
 
         print_json([as_document(each) for each in found])
         return
@@ -289,7 +325,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
     """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store.

@@ -153,13 +153,17 @@ class NodeCache:
         lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
         return self.entry(identifier), lease
 
+    def environment(self, identity: str) -> Path:
+        """Where the environment of this identity is, or would be."""
+        return self.entry("environment-" + _hash(identity))
+
     def fetch_environment(
         self, identity: str, name: str, source: str, build: Callable[[Path, Path], None], on_bytes: OnBytes
     ) -> tuple[Path, Lease]:
         """What `build` makes in a folder (its first argument, where a crash may have left something) for the place that it gets
         when it is whole (the second), once for all who ask for this identity. Raises what `build` and `on_bytes` do (which is
         called with 0 while it waits)."""
-        identifier = "environment-" + _hash(identity)
+        identifier = self.environment(identity).name
 
         def make(partial: Path) -> About:
             try:
@@ -204,9 +208,10 @@ class NodeCache:
                 what=what, path=self.folder, need=as_size(need), free=as_size(free), setting="LAUNCHER_CACHE_DIR"
             )
 
-    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False) -> list[Cached]:
+    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False, kept: bool = False) -> list[Cached]:
         """Evicts the least recently used until the entries take `limit` (bytes, or a share of the file system) or less
-        and `free` bytes are free; with a limit of 0 also those that take no space. Returns what went."""
+        and `free` bytes are free, with a limit of 0 also those that take no space. `kept`: also those that somebody
+        wants to find here later. Returns what went."""
         self._entries.sweep()
         found = self._entries.list()
         total, limit = sum(each.about.occupied for each in found), self._bytes(limit)
@@ -215,11 +220,15 @@ class NodeCache:
         for each in found:
             if limit > 0 and total <= limit and available >= free:
                 break
-            if not each.held and (dry_run or self._entries.evict(each.id)):
+            if not each.held and (kept or each.kept is None) and (dry_run or self._entries.evict(each.id)):
                 gone.append(each)
                 total -= each.about.occupied
                 available += each.about.occupied
         return gone
+
+    def keep(self, path: str, until: float) -> None:
+        """Keeps an entry (its canonical path), of which the caller has the lease, until then (Unix seconds)."""
+        self._entries.keep(os.path.basename(path), until)
 
     def entries(self) -> list[Cached]:
         """Every whole entry, the least recently used first."""

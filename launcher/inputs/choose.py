@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from launcher import names
-from launcher.checkpoint import paths, reference
+from launcher.checkpoint import paths, policy, reference
 from launcher.checkpoint.manifest import Dataset, Manifest
+from launcher.checkpoint.policy import Policy
 from launcher.checkpoint.tree import Folder, Tree
-from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
+from launcher.errors import (
+    AccessDenied,
+    CheckpointNotFound,
+    InputChanged,
+    LauncherError,
+    SourceNotFound,
+    UsageError,
+)
+from launcher.events import Emit
 from launcher.inputs import share
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
 from launcher.inputs.selection import Selection
+from launcher.progress import Progress
 from launcher.settings import Settings
 from launcher.store import tree as trees
 from launcher.store.store import Store
@@ -91,7 +101,7 @@ def choose(
     """Resolves every `REF` or `REF=FOLDER`. Raises CheckpointNotFound, SourceNotFound, UsageError."""
 
     def resolved(text: str, mounts: tuple[str, ...]) -> Chosen:
-        return _resolved(text, mounts, store, settings, environ, selection)
+        return resolve(text, mounts, store, settings, environ, selection)
 
     chosen = [_one(text, resolved, store) for text in texts]
     taken: dict[str, str] = {}
@@ -121,7 +131,7 @@ def _one(text: str, resolved: Callable[[str, tuple[str, ...]], Chosen], store: S
             raise CheckpointNotFound(ref=ref, store=store.url, hint=error.hint) from None
 
 
-def _resolved(
+def resolve(
     text: str,
     mounts: tuple[str, ...],
     store: Store,
@@ -129,12 +139,13 @@ def _resolved(
     environ: Mapping[str, str],
     selection: Selection,
 ) -> Chosen:
+    """Resolves one `REF`; `mounts`: its folders, if not those of its name. Raises what `choose` does."""
     ref = reference.parse(text)
     if ref.kind in ("url", "path"):
         return _not_stored(text, mounts, settings, environ, selection)
     found = store.resolve(ref).manifest
     own = (ref.mount_name,) if ref.mount_name == found.name or ref.kind != "id" else (ref.mount_name, found.name)
-    if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
+    if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id, or by a tag
         own = (ref.value, found.name)
     files = tuple(file for file in found.files if selection.takes(file.path))
     if not files:
@@ -227,6 +238,38 @@ def provide(
         return Provided(chosen, str(path), lease)
     assert chosen.folder
     return Provided(chosen, os.path.realpath(chosen.folder), before=_states(chosen.folder))
+
+
+def bring(
+    text: str,
+    store: Store,
+    settings: Settings,
+    environ: Mapping[str, str],
+    cache: NodeCache,
+    emit: Emit,
+    *,
+    selection: Selection = Selection(),
+    pickles: Policy = "warn",
+) -> Provided:
+    """One checkpoint for whoever reads it on this machine and is no job: resolved, looked into, brought here, leased.
+
+    Raises what `resolve` and `provide` do, and UnsafePickle.
+    """
+    chosen = resolve(text, (), store, settings, environ, selection)
+    found = findings(chosen, store, settings)
+    policy.refuse(found, pickles, text)
+    policy.warn(found, pickles, text, emit)
+    with Progress(f"Fetching {text}", chosen.size, emit) as progress:
+        provided = provide(chosen, store, cache, progress)
+    try:
+        found = findings_inside(provided)
+        policy.refuse(found, pickles, text)
+        policy.warn(found, pickles, text, emit)
+    except LauncherError:
+        if provided.lease:
+            provided.lease.release()
+        raise
+    return provided
 
 
 def expected(chosen: Chosen, cache: NodeCache) -> tuple[Provided, int]:

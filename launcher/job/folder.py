@@ -222,6 +222,11 @@ class JobFolder:
             body = msgspec.json.format(msgspec.json.encode(record), indent=1)
             write_atomically(str(self.path / "record.json"), body, durable=durable)
 
+    def note(self, record: JobRecord) -> None:
+        """The same for a change that is only told: a full disk is no reason to end the job."""
+        with contextlib.suppress(OSError):
+            self.write(record, durable=False)
+
     def delete(self) -> None:
         """Removes everything of this job from this machine (not from the store)."""
         shutil.rmtree(self.path)

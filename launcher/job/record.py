@@ -14,6 +14,7 @@ from launcher.job.spec import JobSpec
 from launcher.job.states import Change, State
 
 Origin = Literal["job", "launcher", "platform"]
+ServerState = Literal["starting", "ready", "silent", "ended"]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +72,24 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why a read of a lazy input failed."""
 
 
+class Server(msgspec.Struct, kw_only=True):
+    """What an inference job serves, and whether it answers."""
+
+    url: str
+    health: str
+    """The URL that is asked whether it answers."""
+    state: ServerState = "starting"
+    """silent: it answered, and does not any more."""
+    since: float = 0.0
+    """Unix seconds: when it came to be so."""
+    answered: float | None = None
+    """Unix seconds: when it answered first."""
+    model: str = ""
+    """The model's name in requests, where the server has OpenAI's interface."""
+    chat: bool = False
+    """The checkpoint says how a chat becomes a prompt."""
+
+
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One dataset as the job saw it; `digest` of its content, `path` and `rung` as of an input."""
 
@@ -119,6 +138,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Of checkpoints, to the store."""
     bytes_saved: int = 0
     """Of checkpoints: what the store had already, from the one before."""
+    server: Server | None = None
+    """Of an inference job."""
     outcome: Outcome | None = None
 
 

@@ -19,7 +19,7 @@ from launcher.checkpoint.manifest import Abort, Manifest
 from launcher.errors import InvalidDataError, StoreError, StoreUnsupported
 from launcher.ids import new_id
 from launcher.settings import Settings
-from launcher.store import layout, removal, stamps
+from launcher.store import catalog, layout, removal, stamps
 from launcher.store.reading import Checkpoint, Reader, VersionBody
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.generic import GenericStore
@@ -52,6 +52,7 @@ class Store(Reader):
 
     _ready = False
     look_only = False
+    """Whether it is only looked at: see `open`."""
 
     @classmethod
     def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:
@@ -153,7 +154,9 @@ class Store(Reader):
             return Checkpoint(manifest, None, repeated=True)
         self._remember(manifest.id, body)
         self._remember_stamps(manifest)
-        return Checkpoint(manifest, self.name(manifest, body, numbers, again=again))
+        version = self.name(manifest, body, numbers, again=again)
+        catalog.committed(self, manifest, version)
+        return Checkpoint(manifest, version)
 
     def _remember_stamps(self, manifest: Manifest) -> None:
         if isinstance(self.place, LocalStore):

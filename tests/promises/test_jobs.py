@@ -17,6 +17,7 @@ from launcher.job.states import ENDED
 from tests.support.cli import PROGRAM, ROOT, Launcher
 from tests.support.entrypoint import until
 from tests.support.fault_proxy import FaultProxy
+from tests.support.images import BASE
 from tests.support.s3_server import S3Server
 
 _STEP = "$FLEXAI_OUTPUT_CHECKPOINT_DIR/step-1"
@@ -216,6 +217,36 @@ def test_the_other_outputs_of_a_running_job_and_of_one_that_has_none(launcher: L
     (tmp_path / "file").touch()
     output = launcher("training", "fetch", "runs", "--destination", tmp_path / "file", code=73)
     assert "cannot be written" in output and "--destination" in output
+
+
+def test_an_entrypoints_other_outputs_are_those_of_its_own_variable(launcher: Launcher, tmp_path: Path) -> None:
+    launcher.env |= {
+        "LAUNCHER_STORE": str(tmp_path / "store"), "LAUNCHER_DEVICE": "cpu", "FLEXAI_OUTPUT_DIR": str(tmp_path / "out"),
+        "FLEXAI_OUTPUT_CHECKPOINT_DIR": str(tmp_path / "saved"), "FLEXAI_INPUT_CHECKPOINT_DIR": str(tmp_path / "in"),
+    }  # fmt: skip
+    launcher("entrypoint", "--name", "inside", "--", "sh", "-c", "echo 1 > $FLEXAI_OUTPUT_DIR/one.txt")
+    assert (tmp_path / "out" / "one.txt").exists()
+    launcher("training", "fetch", "inside", "--destination", tmp_path)
+    assert zipfile.ZipFile(tmp_path / "output_0.zip").namelist() == ["output/one.txt"]
+    launcher.env["FLEXAI_OUTPUT_DIR"] = str(tmp_path / "store/store.json")
+    output = launcher("entrypoint", "--name", "inside", "--", "true", code=77)
+    assert "the folder cannot be made or written" in output
+
+
+def test_a_detached_container_is_waited_for_stopped_and_fetched_from(
+    launcher: Launcher, engine: str, tmp_path: Path
+) -> None:
+    launcher.env["DOCKER_HOST"] = engine
+    words = ("training", "run", "far", "--detach", "--runner", "docker", "--image", BASE, "--work-dir", tmp_path)
+    script = "trap '' TERM; echo 1 > /output/one.txt; echo there; while :; do sleep 0.1; done"
+    launcher(*words, "--grace", "600s", "--", "sh", "-c", script)
+    until(lambda: "there" in launcher("training", "logs", "far"))
+    assert "docker exec -it" in launcher("training", "debug-ssh", "far", code=64)
+    launcher("training", "stop", "far", "--now")
+    assert "far: stopped, exit code 137" in launcher("training", "wait", "far", code=137)
+    launcher("training", "fetch", "far", "--destination", tmp_path)
+    assert zipfile.ZipFile(tmp_path / "output_0.zip").namelist() == ["output/one.txt"]
+    assert {path.stat().st_uid for path in (launcher.job("far") / "output").rglob("*")} == {os.geteuid()}
 
 
 def test_the_list_by_state_name_and_number(launcher: Launcher) -> None:

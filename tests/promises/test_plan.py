@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from launcher.plan import _disk
 from tests.support.cli import Launcher
 from tests.support.images import BASE
 from tests.support.s3_server import S3Server
+
+NONE = "userns" if os.geteuid() == 0 else "bind"
+"""A rung that does not hold for whoever runs the tests."""
 
 
 def everything(folder: Path) -> dict[str, Any]:
@@ -101,6 +105,23 @@ def test_what_would_come_from_where_and_what_is_here(launcher: Launcher, tmp_pat
     assert plan(launcher, *words)["disk"][0]["need"] == 0
 
 
+def test_datasets_and_packages_are_in_the_plan(launcher: Launcher, tmp_path: Path) -> None:
+    launcher("dataset", "push", "medical", "--file", small(tmp_path / "d"))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "needs.txt").write_text("no-such-package-anywhere==1.0\n")
+    words = ("-D", "medical=train", "--work-dir", str(tmp_path / "code"), "--requirements-path", "needs.txt")
+    found = plan(launcher, "j", *words, "--", "no-such-command")
+    (dataset,) = found["inputs"]
+    assert (dataset["kind"], dataset["reference"], dataset["fetch"]) == ("dataset", "medical=train", 5024)
+    (mount,) = found["mounts"]
+    assert mount["target"].endswith("/j/ID/input/train") and mount["read_only"]
+    assert found["packages"].startswith(launcher.env["LAUNCHER_CACHE_DIR"]) and not found["packages_here"]
+    assert found["env"]["VIRTUAL_ENV"] == found["packages"]
+    assert "Whether the packages can be installed" in found["unchecked"][0]
+    output = launcher("training", "run", "j", "--dry-run", "-D", "medicla", "--", "true", code=66)
+    assert "Nearest names: medical" in output
+
+
 def test_the_plan_of_a_repository(launcher: Launcher, tmp_path: Path) -> None:
     import subprocess
 
@@ -157,6 +178,12 @@ def wrong(launcher: Launcher, tmp_path: Path) -> list[tuple[tuple[str, ...], dic
         (("--", "true"), {"LAUNCHER_DATA_DIR": str(tmp_path / "file/data")}, 73, "cannot be made"),
         (("--", "true"), {"LAUNCHER_CACHE_DIR": str(tmp_path / "file")}, 73, "is no folder"),
         (("--input-mode", "lazy", "--", "true"), {"LAUNCHER_INPUT_GUARD": "none"}, 73, "--input-mode lazy needs"),
+        (
+            ("-C", str(small(tmp_path / "m")), "--", "true"),
+            {"LAUNCHER_INPUT_GUARD": NONE},
+            73,
+            f"no rung holds of {NONE}",
+        ),
         (("--input-mode", "lazy", "--input-writable", "--", "true"), {}, 64, "exclude each other"),
     ]
 

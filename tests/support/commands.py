@@ -40,8 +40,9 @@ def examples(command: click.Command) -> list[str]:
 
 def words(line: str) -> list[str]:
     """What the program gets of such a line."""
-    line = line.rpartition("&& ")[2]
+    line = [part for part in line.split("&& ") if "launcher " in part][-1]
     if "$(" in line:
         line = line.partition("$(")[2].partition(")")[0]
     found = shlex.split(line, comments=True)
-    return found[found.index("launcher") + 1 :]
+    end = next((at for at, word in enumerate(found) if word in ("|", "||") or word[0:1] == ">"), len(found))
+    return found[found.index("launcher") + 1 : end]

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import msgspec
 
-from launcher import result, settings
+from launcher import plan, result, settings
 from launcher.checkpoint import manifest
 from launcher.errors import LauncherError, tree
 from launcher.job import record, restarts, spec, states
@@ -97,9 +97,10 @@ def verdict_page() -> str:
 
 
 def jobs_page() -> str:
-    """docs/jobs.md with the states as the code has them."""
+    """docs/jobs.md with its tables as the code has them: the states, and the fields of a plan."""
     rows = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
-    return _filled(JOBS, states=rows)
+    fields = [f"| `{name}` | {text} |" for name, _, text in _fields(plan, "Plan")]
+    return _filled(JOBS, states=rows, plan=["| Field | Meaning |", "|---|---|", *fields])
 
 
 def troubleshooting_page() -> str:

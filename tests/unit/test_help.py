@@ -27,13 +27,15 @@ SHOWING = {
     "status",
 }
 """The last words of commands that list or show something: programs want it too."""
-EVERYWHERE = {"NAME", "REF"}
+EVERYWHERE = {"NAME", "NAME@TAG", "REF"}
 """Arguments that mean the same in every command: a name of the noun before it, a reference to a checkpoint."""
 MEANINGS = {
     "--destination": "fetch copies into a folder, export to any place (FlexAI's word is for the folder)",
     "--file": "of a job a YAML file, of a push the content (both FlexAI's)",
+    "--keep": "of a job which checkpoints, of a path how long",
     "--limit": "of a list how many, of the cache how large",
     "--name": "of a job its name, of a list a pattern of names",
+    "--runtime": "of a training FlexAI's image, of a server the program (both FlexAI's)",
     "--secret": "of a job K=NAME, of a storage the secret that it needs (both FlexAI's)",
     "--watch": "of a job further folders, of collect how long",
 }
@@ -47,10 +49,9 @@ def test_a_command_says_what_it_does_with_an_example(path: str) -> None:
     assert re.match(r"[A-Z].+\.", text.strip().partition("\n\n")[0].replace("\n", " ")), (
         "its help begins with a sentence"
     )
-    own = path.removeprefix("launcher ").replace("fine-tuning", "training")
-    assert any(f"launcher {own}" in line or f" {own}" in line for line in commands.examples(command)), (
-        "it has an example"
-    )
+    same = [other.removeprefix("launcher ") for other, each in LEAVES.items() if each.help == command.help]
+    examples = commands.examples(command)
+    assert any(f" {words}" in line for words in same for line in examples), "it has no example"
 
 
 @pytest.mark.parametrize("path", LEAVES)

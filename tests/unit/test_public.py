@@ -22,7 +22,7 @@ KINDS = {
     "store-unsupported", "commit-unknown", "collection-incomplete", "local-resource", "no-space", "mount-failed",
     "lock-timeout", "engine-unavailable", "too-few-accelerators", "access-denied", "preempted", "command-not-found",
     "command-not-executable", "object-damaged", "unsafe-pickle", "archive-refused", "still-running", "dataset-not-found",
-    "requirements-failed", "repository-unavailable",
+    "requirements-failed", "repository-unavailable", "tag-moved", "not-ready", "port-taken", "server-silent",
 }  # fmt: skip
 
 
