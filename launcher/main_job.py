@@ -228,7 +228,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             emit(hint)
     changed: LauncherError | None = attempts.verify(prepared, running, settings)
     if answering and answering.trouble and not stop:
-        changed = changed or ServerSilent(cause=answering.trouble, job=spec.name)
+        changed = changed or ServerSilent(cause=f"it ended, and {answering.trouble}", job=spec.name)
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()

@@ -30,9 +30,9 @@ import msgspec
 
 from launcher import __version__
 from launcher.checkpoint import manifest as manifests
-from launcher.checkpoint.manifest import SCHEMA, Facts, File, Manifest, Origin, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Origin, Ready
 from launcher.ids import first_id
-from launcher.store import catalog, layout, removal, summary
+from launcher.store import catalog, layout, summary
 from launcher.store.reading import VersionBody
 from launcher.store.store import Store
 from launcher.transfer.digest import of_bytes
@@ -66,12 +66,14 @@ def written(count: int, versions: int, seed: int) -> Iterator[tuple[Manifest, in
     now = time.time() // 86400 * 86400 - catalog.MARGIN  # The same checkpoints all day long.
     popular = set(chance.sample(range(count), versions))
     number = {POPULAR: 0}
+    parent = ""
     for index in range(count):
         created = now - _SPAN * (count - index) / count
         identifier = _uuid(created, chance)
         job, step = f"ft_{index // _PER_JOB:05d}", 500 * (index % _PER_JOB + 1)
         name = POPULAR if index in popular else f"{job}/checkpoint-{step}"
         number[name] = number.get(name, 0) + 1
+        parent = identifier if name == POPULAR else parent
         files = tuple(
             File(f"model-{part:05d}.safetensors", 10_000_000, f"blake3:{chance.getrandbits(256):064x}", mtime=created)
             for part in range(4)
@@ -87,6 +89,7 @@ def written(count: int, versions: int, seed: int) -> Iterator[tuple[Manifest, in
                 files=files,
                 size=sum(file.size for file in files),
                 facts=Facts(step=step, train_loss=1 / step, architecture="MistralForCausalLM"),
+                lineage=Lineage(parents=(parent,) if name != POPULAR and parent else ()),
                 ready=Ready(resume=True, inference=index % 2 == 0),
                 origin=None if name == POPULAR else Origin(f"run-{index // _PER_JOB}", job, f"checkpoint-{step}"),
             ),
@@ -161,8 +164,12 @@ def campaign(
     for what, words in (
         ("a name", ("inspect", one.name)),
         (f"a name with {sum(each.name == POPULAR for each, _ in made)} versions", ("inspect", POPULAR)),
-        ("one of its versions", ("inspect", f"{POPULAR}@v7")),
+        ("a version of that name", ("inspect", f"{POPULAR}@v7")),
         ("the beginning of an id", ("inspect", one.id[:23])),
+        (
+            "an id of that name",
+            ("inspect", next(each.id for each, number in made if (each.name, number) == (POPULAR, 7))),
+        ),
         ("the newest of a job", ("inspect", f"job:{one.name.partition('/')[0]}")),
     ):
         yield Figure(
@@ -204,9 +211,9 @@ def campaign(
         if damage == "cut":
             new = commit(store, "after", {"x": b"1"}).manifest
             there[new.id] = (new.name, 1)
-            gone = store.resolve(chance.choice(made)[0].id)
-            removal.delete(store, gone)
-            del there[gone.manifest.id]
+            gone = chance.choice([manifest.id for manifest, _ in made if manifest.name != POPULAR])
+            yield Figure("delete one", seconds(launcher, "checkpoint", "delete", gone, "--yes"))
+            del there[gone]
         check(launcher, there, f"the index {damage}")
 
     store.place.delete([entry.key for entry in store.listing(layout.SEGMENTS)])

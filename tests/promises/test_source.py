@@ -135,7 +135,7 @@ def test_a_folders_commit_and_what_was_not_committed(launcher: Launcher, tmp_pat
         return found["spec"]["lineage"]
 
     clean = lineage("clean")
-    assert (clean["commit"], clean["repository"]) == (wanted, "https://me@git.example.invalid/mine")
+    assert (clean["commit"], clean["repository"]) == (wanted, "https://git.example.invalid/mine")
     assert not clean.get("changes")
     found = [source.state(str(folder), os.environ).changes]
     for name, text in (
@@ -237,6 +237,7 @@ def test_access_denied_is_said_as_such(launcher: Launcher, server: GitServer, co
         ("git://git.example.invalid/x", "", "not by git"),
         ("ftp://git.example.invalid/x", "", "not by ftp"),
         ("https://me:pass@git.example.invalid/x", "", "holds a password"),
+        ("https://ghp_0123456789@git.example.invalid/x", "", "holds a password"),
         ("https://[bad/x", "", "Invalid IPv6 URL"),
         ("http://git.example.invalid/x", TOKEN, "is for https"),
         ("git@git.example.invalid:x", TOKEN, "is for https"),

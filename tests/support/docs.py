@@ -18,7 +18,7 @@ from launcher import plan, result, settings
 from launcher.checkpoint import manifest
 from launcher.errors import LauncherError, tree
 from launcher.job import record, restarts, spec, states
-from launcher.store import protection, reading, removal
+from launcher.store import protection, reading, removal, tags
 from tests.support import commands
 from tests.support.cli import ROOT
 
@@ -133,6 +133,7 @@ def store_format_page() -> str:
         ("manifests/<id>.json, made by gc", manifest, "Abort"),
         ("names/<key>/v<number>.json", reading, "VersionBody"),
         ("deleted/<id>.json", removal, "Tombstone"),
+        ("tags/<key>/<tag>/v<number>.json", tags, "Move"),
         ("pins/<id>.json", protection, "Pin"),
         ("uses/<id>/<job id>.json", protection, "Use"),
     ):
