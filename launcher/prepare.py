@@ -127,7 +127,7 @@ def check(
     given = secrets.given(settings.data_dir, spec.secret, spec.secret_file, environ, emit, mask=not spec.no_mask)
     commit, repository = "", None
     if spec.repository_url:
-        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret)
+        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret, environ)
         repository = source.Repository(spec.repository_url, spec.repository_revision, token)
         commit = source.check(repository, environ, timeout=settings.store_timeout, stop=stop)
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())

@@ -72,7 +72,7 @@ def by_files(
 
 def forget(job: Path) -> None:
     """Removes the secrets that a launcher which was killed left behind."""
-    for folder in {place(job), job / "secrets"}:
+    for folder in {place(job), *job.glob("secrets*")}:
         shutil.rmtree(folder, ignore_errors=True)
 
 

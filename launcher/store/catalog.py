@@ -29,7 +29,6 @@ from launcher.checkpoint.manifest import ABORT_LIMIT, Manifest
 from launcher.decoding import decode
 from launcher.errors import AccessDenied, ManifestInvalid, StoreError
 from launcher.ids import first_id, new_id
-from launcher.job.record import write_atomically
 from launcher.store import layout
 from launcher.store import summary as summaries
 from launcher.store.summary import Summary
@@ -214,6 +213,8 @@ def _local(store: Reader) -> Lines | None:
 def _keep(store: Reader, lines: Lines) -> None:
     if store.index is None:
         return
+    from launcher.job.record import write_atomically
+
     target = path(os.path.dirname(store.index), store.url)
     with contextlib.suppress(OSError):  # No room for a copy is no failure.
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -332,7 +332,7 @@ def test_ctrl_c_ends_it_while_the_server_does_not_answer(launcher: Launcher, ser
     output = process.communicate(timeout=30)[0]
     print(f"ended {time.monotonic() - started:.2f} s after Ctrl-C")
     assert process.returncode == 75 and "Stopped by SIGINT before the job started" in output, output
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
 
 
 def lfs_repository(folder: Path) -> None:
