@@ -46,7 +46,7 @@ message and hint; an instance carries the facts. `kind` is the class's stable na
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class LauncherError(Exception):
@@ -63,6 +63,17 @@ class LauncherError(Exception):
         self.text = self.message.format(**facts)
         self.hint = self.default_hint.format(**facts) if hint is None else hint
         super().__init__(self.text)
+
+    @staticmethod
+    def again(kind: str, text: str, hint: str) -> LauncherError:
+        """The error of a kind as another process raised it; its facts stay there."""
+        error = LauncherError.__new__(next((each for each in tree() if each.kind == kind), LauncherError))
+        error.facts, error.text, error.hint = {}, text, hint
+        Exception.__init__(error, text)
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LauncherError.again, (self.kind, self.text, self.hint)
 
     def __str__(self) -> str:
         return f"{self.text}\n{self.hint}" if self.hint else self.text

@@ -31,6 +31,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Emit = Callable[[Event], None]
+OnEvent = Callable[[Event], object]
+"""What a Python program is told of events with: by `run` in the caller's thread, else also in others."""
 
 
 def event(kind: str, text: str, level: Level = "info", **facts: Any) -> Event:
@@ -143,6 +145,18 @@ class Console:
                 self._stream.flush()
             except (OSError, ValueError):
                 pass  # The terminal is gone; the record still has every event.
+
+
+class Caller:
+    """Passes events on to a Python program that uses the launcher as a library, and where it wants none keeps them to itself:
+    on its terminal nothing is drawn either."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event = on_event
+
+    def __call__(self, event: Event) -> None:
+        if self._on_event:
+            self._on_event(event)
 
 
 def to_all(*sinks: Emit) -> Emit:

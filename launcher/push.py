@@ -21,6 +21,7 @@ from launcher.events import Emit, event
 from launcher.inputs.cache import NodeCache, fetch_files
 from launcher.inputs.selection import Selection
 from launcher.progress import Progress
+from launcher.settings import Settings
 from launcher.store.journal import Journal
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
@@ -179,6 +180,35 @@ def push_remote(
         )
     finally:
         lease.release()
+
+
+def push_source(
+    store: Store,
+    name: str,
+    source: str,
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    selection: Selection,
+    force: bool,
+    emit: Emit,
+    parents: Sequence[str],
+    pickles: Policy,
+) -> Checkpoint:
+    """Stores what `source` names: a folder, a file, an archive, a URL, storage:NAME/PATH. See `push`."""
+    from launcher.inputs import remote
+
+    threads, data_dir = settings.transfer_threads, settings.data_dir
+    found = remote.of_text(source, selection, settings, environ)
+    if found:
+        return push_remote(
+            store, name, found, NodeCache.open(settings, emit), threads=threads, force=force, emit=emit, parents=parents,
+            pickles=pickles, data_dir=data_dir,
+        )  # fmt: skip
+    return push(
+        store, name, remote.local_path(source), threads=threads, force=force, emit=emit, parents=parents, pickles=pickles,
+        selection=selection, data_dir=data_dir,
+    )  # fmt: skip
 
 
 def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit: Emit) -> tuple[str, Checkpoint]:

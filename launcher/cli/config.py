@@ -16,7 +16,12 @@ def group() -> None:
 @json_option
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
-    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default."""
+    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default.
+
+    \b
+    Example:
+      launcher config show
+    """
     import msgspec
 
     from launcher import settings
@@ -33,7 +38,12 @@ def show(ctx: click.Context, as_json: bool) -> None:
 @click.command("help")
 @click.argument("topic", type=click.Choice(["exit-codes"]))
 def help_topics(topic: str) -> None:
-    """Explains a topic: exit-codes."""
+    """Explains a topic: exit-codes.
+
+    \b
+    Example:
+      launcher help exit-codes
+    """
     from launcher.errors import tree
 
     rows = [

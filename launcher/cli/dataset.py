@@ -93,7 +93,12 @@ def push(
 @click.pass_context
 def list_datasets(ctx: click.Context, as_json: bool) -> None:
     """Lists every version of every dataset, oldest first, and what this machine is pushing (uploading, or syncing from
-    elsewhere) or has begun and not finished (error)."""
+    elsewhere) or has begun and not finished (error).
+
+    \b
+    Example:
+      launcher dataset list
+    """
     from launcher.text import ago, size
 
     store = _open(ctx)

@@ -266,7 +266,12 @@ def _group(name: str, kind: str, text: str) -> click.Group:
 @json_option
 @click.pass_context
 def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> None:
-    """Lists the checkpoints that a job wrote, also while it runs."""
+    """Lists the checkpoints that a job wrote, also while it runs.
+
+    \b
+    Example:
+      launcher training checkpoints ft_01
+    """
     from launcher.errors import JobNotFound
     from launcher.job.folder import JobFolder
 
@@ -323,7 +328,12 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 @click.argument("name", shell_complete=completing.jobs)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
-    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""
+    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store.
+
+    \b
+    Example:
+      launcher training delete ft_01
+    """
     from launcher.job.folder import JobFolder
 
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
