@@ -42,7 +42,7 @@ from launcher.verdict import Evidence
 def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: Signals) -> Outcome:
     """Runs a job to its end and returns how it ended. Raises LauncherError for what is wrong before the job has a folder."""
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
-    console = Console(form=settings.log_format, redactor=redactor)
+    console = Console(form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
     with health.served(spec):

@@ -187,6 +187,8 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     """
     found = store.resolve(ref)
     manifest = found.manifest
+    if destination == "":
+        raise UsageError(what="--destination is empty.", hint="Leave it out where ./<name> is meant.")
     target = Path(os.path.abspath(destination or manifest.name.rpartition("/")[2]))
     partial = target.with_name(f"{target.name}.part")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -17,6 +17,7 @@ from pathlib import Path
 from launcher import names
 from launcher.errors import AccessDenied, NotFoundError, UsageError
 from launcher.ids import new_id
+from launcher.settings import nearest
 
 LARGEST = 1 << 20
 _SECRET = re.compile(r"secret|token|passw|key|signature", re.I)
@@ -57,10 +58,7 @@ def read(data_dir: str, name: str) -> str:
                 )
             return file.read(LARGEST).decode().rstrip("\r\n")
     except FileNotFoundError as error:
-        raise NotFoundError(
-            what=f"No secret {name!r} is kept here.",
-            hint="`launcher secret list` shows them, `secret create` adds one.",
-        ) from error
+        raise NotFoundError(what=f"No secret {name!r} is kept here.", hint=_hint(data_dir, name)) from error
     except PermissionError as error:
         raise AccessDenied(what=str(path), cause=error.strerror) from error
     except UnicodeDecodeError as error:
@@ -72,7 +70,7 @@ def every(data_dir: str) -> list[str]:
     folder = Path(data_dir) / "secrets"
     try:
         return sorted(path.name.replace("!", "/") for path in folder.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError as error:
         raise AccessDenied(what=str(folder), cause=error.strerror) from error
@@ -83,7 +81,7 @@ def delete(data_dir: str, name: str) -> None:
     try:
         _path(data_dir, name).unlink()
     except FileNotFoundError as error:
-        raise NotFoundError(what=f"No secret {name!r} is kept here.") from error
+        raise NotFoundError(what=f"No secret {name!r} is kept here.", hint=_hint(data_dir, name)) from error
 
 
 def values(data_dir: str) -> list[str]:
@@ -116,6 +114,11 @@ def fields(text: str) -> Mapping[str, str]:
         if equals and key.strip().replace("_", "").isalnum():
             result[key.strip().lower()] = value.strip().strip("\"'")
     return result
+
+
+def _hint(data_dir: str, name: str) -> str:
+    near = nearest(name, _readable(data_dir))
+    return f"Nearest names: {', '.join(near)}" if near else "`launcher secret list` shows them, `create` adds one."
 
 
 def _readable(data_dir: str) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher import __version__
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, UsageError, of_os
 
 if TYPE_CHECKING:
     from launcher.events import Redactor
@@ -72,52 +74,107 @@ class _Lazy(click.Group):
 @click.option(
     "--log-format", type=click.Choice(["auto", "plain", "json"]), help="How launcher's own lines look on stderr."
 )
+@click.option("-v", "--verbose", is_flag=True, help="Say more, and with an error where in the code it came from.")
 @click.pass_context
-def cli(ctx: click.Context, store: str | None, log_format: str | None) -> None:
+def cli(ctx: click.Context, store: str | None, log_format: str | None, verbose: bool) -> None:
     """Starts a training, fine-tuning or inference job from a checkpoint, and brings every checkpoint it writes back."""
-    ctx.obj = {"store": store, "log_format": log_format}
+    ctx.obj = {"store": store, "log_format": log_format, "verbose": verbose}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: runs the command line and exits with a code that means something (launcher help exit-codes)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A name that the terminal cannot show is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
     try:
-        code = cli.main(words, prog_name="launcher", standalone_mode=False)
+        code = cli.main(words, prog_name="launcher", standalone_mode=False, color=_colour())
         sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         click.echo("Aborted.", err=True)
-        code = 130
+        return 130
     except KeyboardInterrupt:
-        code = 130
+        return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return UsageError.exit_code
     except click.ClickException as error:
-        error.show()
-        code = 64
+        from launcher.cli.mistakes import explained
+
+        return _show(explained(error), words)
     except LauncherError as error:
-        _show(error, words)
-        code = error.exit_code
+        return _show(error, words)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `launcher … | head`: no traceback at exit
-        code = 141
-    except Exception:  # A bug of ours must not look like a job's own code 1.
-        import traceback
-
-        click.echo(_redactor().text(f"launcher: this is a bug, please report it:\n{traceback.format_exc()}"), err=True)
-        code = LauncherError.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+        _drop_output()  # `launcher … | head`: no traceback at exit
+        return 141
+    except OSError as error:
+        return _show(of_os(error, _missing_folder()), words)
+    except Exception as error:  # A bug of ours must not look like a job's own code 1.
+        return _show(LauncherError(what=f"This is a bug, please report it:\n{_trace(error)}"), words)
 
 
-def _show(error: LauncherError, words: list[str]) -> None:
+def _show(error: LauncherError, words: list[str]) -> int:
+    """Prints an error: one JSON object where JSON was asked for; where in the code it came from only to who asks for that."""
+    from launcher import settings
+    from launcher.cli.mistakes import words_before_command
+    from launcher.text import printable
+
     clean = _redactor().text
     text, hint = clean(error.text), clean(error.hint)
-    if "--json" in words:
-        import json
+    own = words_before_command(words)
+    trace = ""
+    asked = settings.process_environment().get("LAUNCHER_VERBOSE", "").lower() in ("1", "true")
+    if error.__traceback__ and (asked or {"-v", "--verbose"} & set(own)):
+        trace = clean(_trace(error))
+    with contextlib.suppress(OSError):  # Nobody can be told; the code says it all the same.
+        if "--json" in own:
+            import json
 
-        detail = {"error": error.kind, "message": text, "hint": hint, "exit_code": error.exit_code}
-        click.echo(json.dumps(detail))
-        return
-    click.echo(click.style("launcher: error: ", fg="red") + text, err=True)
-    if hint:
-        click.echo(f"  {hint}", err=True)
+            detail = {"error": error.kind, "message": text, "hint": hint, "exit_code": error.exit_code}
+            click.echo(json.dumps(detail))
+            sys.stdout.flush()
+        else:
+            first, *rest = [printable(line) for line in text.splitlines()] or [""]
+            lines = [click.style("launcher: error: ", fg="red") + first, *rest]
+            lines += [f"  {printable(line)}" for line in hint.splitlines()]
+            click.echo("\n".join(lines), err=True, color=_colour())
+        if trace:
+            click.echo(trace, err=True)
+        return error.exit_code
+    _drop_output()
+    return error.exit_code
+
+
+def _trace(error: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(error))
+
+
+def _colour() -> bool | None:
+    """click's own rule, colours on a terminal; never where nobody wants them."""
+    from launcher import settings
+
+    return None if settings.colours(settings.process_environment()) else False
+
+
+def _missing_folder() -> str:
+    """What a failed call was about, where it is the current folder that was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "The current folder, which was removed (cd to another one)"
+    return ""
+
+
+def _drop_output() -> None:
+    """What could not be written is dropped: Python would try again when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _redactor() -> Redactor:
@@ -127,6 +184,6 @@ def _redactor() -> Redactor:
     environ = settings.process_environment()
     try:
         kept = secrets.values(settings.load({}, environ)[0].data_dir)
-    except LauncherError:  # The settings are what is wrong.
+    except (LauncherError, OSError):  # The settings are what is wrong.
         kept = []
     return Redactor.of_environment(environ, kept)

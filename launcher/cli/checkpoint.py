@@ -150,7 +150,9 @@ def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
         for each in found
     ]
     print_table(
-        ["NAME", "VERSION", "ID", "STEP", "FORMAT", "SIZE", "CREATED", "PINNED"], rows, empty="The store is empty."
+        ["NAME", "VERSION", "ID", "STEP", "FORMAT", "SIZE", "CREATED", "PINNED"],
+        rows,
+        empty=f"The store {store.url} is empty.",
     )
 
 
@@ -179,10 +181,10 @@ def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
     """Copies a checkpoint to a folder, verified by digest."""
     from launcher import push as pushing
-    from launcher.events import Console
+    from launcher.cli.context import console
 
-    settings, _ = current(ctx)
-    target, found = pushing.fetch(open_store(ctx), ref, destination, threads=settings.transfer_threads, emit=Console())
+    threads = current(ctx)[0].transfer_threads
+    target, found = pushing.fetch(open_store(ctx), ref, destination, threads=threads, emit=console(ctx))
     click.echo(f"Fetched {found.label} to {target}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from launcher.errors import UsageError
 from launcher.events import Console, Redactor
 from launcher.settings import Settings
 from launcher.store.store import Store
+from launcher.text import printable
 
 
 def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
@@ -31,7 +33,8 @@ def open_store(ctx: click.Context) -> Store:
 
 def console(ctx: click.Context) -> Console:
     """Where a command says what it does, without any secret."""
-    return Console(form=current(ctx)[0].log_format, redactor=redactor(ctx))
+    found = current(ctx)[0]
+    return Console(form=found.log_format, redactor=redactor(ctx), verbose=found.verbose)
 
 
 def redactor(ctx: click.Context) -> Redactor:
@@ -58,32 +61,51 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, in UTF-8 whatever the locale."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """A table on a terminal; aligned plain columns without lines, nothing cut, where the output is piped."""
+    """Aligned columns; on a terminal that is too narrow for them a block for each row. No word is ever cut or broken."""
     if not rows:
         click.echo(empty, err=True)
         return
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    lengths = [max(map(_width, column)) for column in zip(columns, *cells)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if width and sum(lengths) + 2 * (len(lengths) - 1) > width:
+        for row in cells:
+            click.echo("\n".join(_block(columns, row, width)))
         return
-    lengths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    for row in [columns, *rows]:
-        click.echo("  ".join(cell.ljust(length) for cell, length in zip(row, lengths)).rstrip())
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(cell + " " * (length - _width(cell)) for cell, length in zip(row, lengths)).rstrip()
+
+    click.echo(click.style(line(columns), bold=True))
+    click.echo("\n".join(map(line, cells)))
+
+
+def _width(text: str) -> int:
+    """The columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _block(columns: Sequence[str], row: Sequence[str], width: int) -> list[str]:
+    """A row for a narrow terminal: its first cell, then what else it has, as much on a line as there is room for."""
+    lines = [row[0]]
+    for column, cell in zip(columns[1:], row[1:]):
+        part = f" {column} {cell}".rstrip()
+        if len(lines) > 1 and _width(lines[-1] + " " + part) <= width:
+            lines[-1] += " " + part
+        elif cell:
+            lines.append(part)
+    return lines
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -12,6 +12,7 @@ import click
 
 from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table
 from launcher.cli.logs import logs
+from launcher.cli.mistakes import JobCommand
 from launcher.cli.retry import retry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,7 +117,7 @@ def _run(
 
 
 def _run_command(kind: str) -> click.Command:
-    @click.command("run")
+    @click.command("run", cls=JobCommand)
     @click.argument("name")
     @job_options
     @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")
@@ -162,6 +163,7 @@ def _group(name: str, kind: str, text: str) -> click.Group:
 @click.pass_context
 def list_jobs(ctx: click.Context, as_json: bool) -> None:
     """Lists the jobs of this machine, newest last."""
+    from launcher.errors import RecordDamaged
     from launcher.job import folder as folders
     from launcher.job.record import state
     from launcher.text import ago
@@ -169,7 +171,11 @@ def list_jobs(ctx: click.Context, as_json: bool) -> None:
     settings, _ = current(ctx)
     jobs = []
     for folder in folders.every(settings.data_dir):
-        record = folder.read()
+        try:
+            record = folder.read()
+        except RecordDamaged as error:
+            click.echo(f"launcher: warning: {error.text}", err=True)
+            continue
         jobs.append((record, state(record, folder.running())))
     jobs.sort(key=lambda each: each[0].created)
     if as_json:
