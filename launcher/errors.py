@@ -327,7 +327,7 @@ class CommandNotExecutable(LauncherError):
 
 def of_os(error: OSError, what: str = "") -> LauncherError:
     """The error of a failed call of the system, which says what it failed for. `what`: where the call does not."""
-    what = what or str(error.filename or "A file, folder or stream")
+    what = what or str(error.filename or "Standard output or a file")
     cause = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LocalResourceError(what=f"{what}: {cause}.", hint="Free some space there, or choose another place.")

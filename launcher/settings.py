@@ -295,11 +295,21 @@ def redraws(env: Mapping[str, str]) -> bool:
 
 
 def _user_folder(env: Mapping[str, str], variable: str, linux: str, mac: str) -> Path:
-    home = Path(env.get("HOME") or os.path.expanduser("~"))
+    home = Path(env.get("HOME") or _home())
     base = env.get(variable)
     if base and os.path.isabs(base):
         return Path(base) / "launcher"
     return home / (mac if sys.platform == "darwin" else linux) / "launcher"
+
+
+def _home() -> str:
+    """The home folder of this user in the user database; of one who is not there, none that exists."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return "/nonexistent"
 
 
 def _usable(machine: str, user: Path, env: Mapping[str, str]) -> str:

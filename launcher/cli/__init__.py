@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
-import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from launcher import __version__
-from launcher.errors import LauncherError, UsageError, of_os
-
-if TYPE_CHECKING:
-    from launcher.events import Redactor
 
 _GROUPS = {
     "training": ("launcher.cli.training", "group", "Start training jobs and look at them."),
@@ -34,6 +27,9 @@ _GROUPS = {
     "help": ("launcher.cli.config", "help_topics", "Read about exit codes and errors."),
     "completion": ("launcher.cli.config", "completion", "Print the shell completion script."),
 }
+
+_CLOSED = 141
+"""The exit code where nobody reads the output any more (`launcher … | head`): 128 + SIGPIPE, as other programs have."""
 
 
 class _Lazy(click.Group):
@@ -78,21 +74,25 @@ class _Lazy(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, store: str | None, log_format: str | None, verbose: bool) -> None:
     """Starts a training, fine-tuning or inference job from a checkpoint, and brings every checkpoint it writes back."""
+    from launcher import settings  # Not before: --help and completion need none of it.
+
+    if not settings.colours(settings.process_environment()):
+        ctx.color = False
     ctx.obj = {"store": store, "log_format": log_format, "verbose": verbose}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: runs the command line and exits with a code that means something (launcher help exit-codes)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A name that the terminal cannot show is no reason to fail.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_run(words))
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(words: list[str]) -> int:
+    output = sys.stdout
     try:
-        code = cli.main(words, prog_name="launcher", standalone_mode=False, color=_colour())
+        code = cli.main(words, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
@@ -100,90 +100,16 @@ def _run(words: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return UsageError.exit_code
-    except click.ClickException as error:
-        from launcher.cli.mistakes import explained
-
-        return _show(explained(error), words)
-    except LauncherError as error:
-        return _show(error, words)
+    except SystemExit:
+        if sys.stdout is output:
+            raise
+        return _CLOSED  # click noticed, and put a stream there that does not complain; its code, 1, could be a job's.
     except BrokenPipeError:
-        _drop_output()  # `launcher … | head`: no traceback at exit
-        return 141
-    except OSError as error:
-        return _show(of_os(error, _missing_folder()), words)
-    except Exception as error:  # A bug of ours must not look like a job's own code 1.
-        return _show(LauncherError(what=f"This is a bug, please report it:\n{_trace(error)}"), words)
+        from launcher.cli.mistakes import drop_output
 
+        drop_output()
+        return _CLOSED
+    except Exception as error:
+        from launcher.cli.mistakes import show
 
-def _show(error: LauncherError, words: list[str]) -> int:
-    """Prints an error: one JSON object where JSON was asked for; where in the code it came from only to who asks for that."""
-    from launcher import settings
-    from launcher.cli.mistakes import words_before_command
-    from launcher.text import printable
-
-    clean = _redactor().text
-    text, hint = clean(error.text), clean(error.hint)
-    own = words_before_command(words)
-    trace = ""
-    asked = settings.process_environment().get("LAUNCHER_VERBOSE", "").lower() in ("1", "true")
-    if error.__traceback__ and (asked or {"-v", "--verbose"} & set(own)):
-        trace = clean(_trace(error))
-    with contextlib.suppress(OSError):  # Nobody can be told; the code says it all the same.
-        if "--json" in own:
-            import json
-
-            detail = {"error": error.kind, "message": text, "hint": hint, "exit_code": error.exit_code}
-            click.echo(json.dumps(detail))
-            sys.stdout.flush()
-        else:
-            first, *rest = [printable(line) for line in text.splitlines()] or [""]
-            lines = [click.style("launcher: error: ", fg="red") + first, *rest]
-            lines += [f"  {printable(line)}" for line in hint.splitlines()]
-            click.echo("\n".join(lines), err=True, color=_colour())
-        if trace:
-            click.echo(trace, err=True)
-        return error.exit_code
-    _drop_output()
-    return error.exit_code
-
-
-def _trace(error: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(error))
-
-
-def _colour() -> bool | None:
-    """click's own rule, colours on a terminal; never where nobody wants them."""
-    from launcher import settings
-
-    return None if settings.colours(settings.process_environment()) else False
-
-
-def _missing_folder() -> str:
-    """What a failed call was about, where it is the current folder that was removed."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return "The current folder, which was removed (cd to another one)"
-    return ""
-
-
-def _drop_output() -> None:
-    """What could not be written is dropped: Python would try again when it ends, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _redactor() -> Redactor:
-    from launcher import secrets, settings
-    from launcher.events import Redactor
-
-    environ = settings.process_environment()
-    try:
-        kept = secrets.values(settings.load({}, environ)[0].data_dir)
-    except (LauncherError, OSError):  # The settings are what is wrong.
-        kept = []
-    return Redactor.of_environment(environ, kept)
+        return show(error, words)

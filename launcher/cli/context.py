@@ -100,10 +100,12 @@ def _block(columns: Sequence[str], row: Sequence[str], width: int) -> list[str]:
     """A row for a narrow terminal: its first cell, then what else it has, as much on a line as there is room for."""
     lines = [row[0]]
     for column, cell in zip(columns[1:], row[1:]):
-        part = f" {column} {cell}".rstrip()
+        part = f" {column} {cell}"
+        if not cell:
+            continue
         if len(lines) > 1 and _width(lines[-1] + " " + part) <= width:
             lines[-1] += " " + part
-        elif cell:
+        else:
             lines.append(part)
     return lines
 

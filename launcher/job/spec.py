@@ -179,6 +179,10 @@ def load(
         mistakes += error.lines
     else:
         mistakes += _check(spec)
+        try:
+            msgspec.json.encode(spec)  # As its record will be.
+        except UnicodeEncodeError as error:
+            mistakes.append(f"{error.object!r} is not UTF-8, and a job's record holds nothing else")
     if mistakes:
         raise UsageError(
             what="\n".join(mistakes)

@@ -172,6 +172,20 @@ VALUES = [
 ]
 
 NAMES = [
+    C(f"{RUN} -C deleted {TRUE}", 66, "No checkpoint 'deleted'", "checkpoint list"),
+    C(f"{RUN} -C deleted@v1 {TRUE}", 66, "No checkpoint 'deleted@v1'", "checkpoint list"),
+    C("checkpoint fetch deleted@v1", 66, "No checkpoint 'deleted@v1'", "checkpoint list"),
+    C(f"training run 'a\udcff' {TRUE}", 64, "it contains '\\udcff'", "letters"),
+    C(f"{RUN} -C 'a\udcff' {TRUE}", 64, "'a\\udcff' is not UTF-8", HELP),
+    C(f"{RUN} -- echo 'a\udcff'", 64, "'a\\udcff' is not UTF-8", HELP),
+    C(f"{RUN} --env 'A=\udcff' {TRUE}", 64, "'\\udcff' is not UTF-8", HELP),
+    C(f"{RUN} '--x\udcff' {TRUE}", 64, "No such option '--x\\udcff'", "--"),
+    C("checkpoint push a --file 'a\udcff'", 66, "a\\udcff: there is no such file", "Check the path"),
+    C("training inspect 'a\udcff'", 64, "'a\\udcff' is not UTF-8", HELP),
+    C("secret create 'a\udcff' --from-env PATH", 64, "is no secret name", "letters"),
+    C("storage create 'a\udcff' --provider s3", 64, "is no storage name", "letters"),
+    C("storage create x --provider s3 --bucket 'a\udcff'", 64, "is not UTF-8", HELP),
+    C("checkpoint pin base --note 'a\udcff'", 64, "is not UTF-8", HELP),
     C(f"{RUN} -C bsae {TRUE}", 66, "No checkpoint 'bsae'", "Nearest names: base"),
     C(f"{RUN} -C base@v7 {TRUE}", 66, "No checkpoint 'base@v7'", "Nearest names: base"),
     C(f"{RUN} -C base@v99999999999 {TRUE}", 64, "ends like a version", "letters"),
@@ -288,9 +302,9 @@ FILES = [
     C("checkpoint push a --file {w}/links", 66, "the folder holds no file", "Check the path"),
     C("checkpoint fetch base --destination {w}/m", 64, "exists and is no empty folder", "--destination"),
     C("checkpoint fetch base --destination {w}/m/config.json", 64, "exists and is no empty folder", "--destination"),
-    C("checkpoint fetch base --destination {w}/m/config.json/x", 73, "cannot be written", "launcher doctor"),
+    C("checkpoint fetch base --destination {w}/m/config.json/x", 73, "Not a directory", "launcher doctor"),
     C("checkpoint fetch base --destination ''", 64, "--destination is empty", "Leave it out"),
-    C("checkpoint fetch base --destination /proc/x", 73, "cannot be written", "launcher doctor"),
+    C("checkpoint fetch base --destination /proc/x", 73, "No such file or directory", "launcher doctor"),
     C("checkpoint fetch base --destination {w}/closed/x", 77, "Permission denied", "owner and mode", uid=NOBODY),
     C("checkpoint export base --destination {w}/yaml", 64, "holds other files", "Choose an empty or new path"),
     C("checkpoint export base --destination /proc/x", 73, "/proc/x", "launcher doctor"),
@@ -450,6 +464,18 @@ SETTINGS = [
         "DOCKER_HOST",
     ),
 ]
+
+FULL = [
+    E("LAUNCHER_DATA_DIR", "{w}/full", f"{RUN} {TRUE}", 73, "No space", "LAUNCHER_STORE"),
+    E("LAUNCHER_DATA_DIR", "{w}/full", "secret create x --from-env PATH", 73, "No space", "Free some space"),
+    E("LAUNCHER_DATA_DIR", "{w}/full", "storage create x --provider s3", 73, "No space", "Free some space"),
+    E("LAUNCHER_STORE", "{w}/full", "checkpoint push a --file {w}/m", 73, "No space", "LAUNCHER_STORE"),
+    E("LAUNCHER_CACHE_DIR", "{w}/full", f"{RUN} -C {{w}}/whole.tar {TRUE}", 73, "No space", "LAUNCHER_CACHE_DIR"),
+    C("checkpoint fetch base --destination {w}/full/x", 73, "No space", "another place"),
+    C("checkpoint export base --destination {w}/full/x", 73, "No space", "another place"),
+    C("prepare --into {w}/full/x", 73, "No space", ""),
+]
+"""On a disk without room."""
 
 CASES = {
     "command line": COMMAND_LINE,
