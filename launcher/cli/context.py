@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -106,7 +107,7 @@ def _block(columns: Sequence[str], row: Sequence[str], width: int) -> list[str]:
         if len(lines) > 1 and _width(lines[-1] + " " + part) <= width:
             lines[-1] += " " + part
         else:
-            lines.append(part)
+            lines += textwrap.wrap(part, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return lines
 
 
