@@ -12,14 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.errors import CheckpointNotFound, InputChanged
+from launcher.errors import CheckpointNotFound, DatasetNotFound, InputChanged
 from launcher.events import Emit, Redactor, event
 from launcher.health import Health
-from launcher.inputs import choose, source
+from launcher.inputs import choose
+from launcher.inputs import datasets as choosing
+from launcher.inputs import source as sources
 from launcher.inputs.cache import NodeCache
+from launcher.inputs.choose import Chosen
 from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, InputRecord, JobRecord, Outcome
+from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome
 from launcher.job.restarts import Restart
 from launcher.job.spec import JobSpec
 from launcher.outputs import capture as captures
@@ -33,6 +36,7 @@ from launcher.runners.process import Process
 from launcher.runners.running import Running
 from launcher.runners.stopping import TICK, Stops
 from launcher.settings import Settings
+from launcher.store.datasets import Datasets
 from launcher.store.store import Store
 from launcher.text import duration
 
@@ -57,7 +61,7 @@ class Job:
 
 
 def same_inputs(job: Job) -> Job:
-    """A job that is started again gets the inputs that it had, whatever their names mean by now."""
+    """A job that is started again gets the inputs and the code that it had, whatever their names mean by now."""
     had = {each.reference: each.checkpoint for attempt in job.record.attempts for each in attempt.inputs}
     chosen = []
     for each in job.checked.chosen:
@@ -71,7 +75,31 @@ def same_inputs(job: Job) -> Job:
                 text = f"Input {each.text} was {identifier}, which was deleted: {named.id} is taken"
                 job.emit(event("input-changed", text, "warning"))
         chosen.append(each)
-    return dataclasses.replace(job, checked=dataclasses.replace(job.checked, chosen=tuple(chosen)))
+    source = job.record.source
+    same = job.spec.repository_url and source.get("repository") == job.redactor.text(job.spec.repository_url)
+    same = same and source.get("revision") == job.spec.repository_revision
+    commit = source["commit"] if same else job.checked.commit
+    checked = dataclasses.replace(job.checked, chosen=tuple(chosen), commit=commit, datasets=_same_datasets(job))
+    return dataclasses.replace(job, checked=checked)
+
+
+def _same_datasets(job: Job) -> tuple[Chosen, ...]:
+    def wanted(text: str) -> str:
+        return text.partition("=")[0]
+
+    had = {wanted(each.reference): each.id for attempt in job.record.attempts for each in attempt.datasets}
+    chosen = []
+    for each in job.checked.datasets:
+        identifier, named = had.get(wanted(each.text)), each.manifest
+        if identifier and named and named.id != identifier:
+            try:
+                (found,) = choosing.choose((identifier,), Datasets.open(job.settings, job.environ))
+                each = dataclasses.replace(found, text=each.text, names=each.names)
+            except DatasetNotFound:
+                text = f"Dataset {each.text} was {identifier}, which was deleted: {named.id} is taken"
+                job.emit(event("input-changed", text, "warning"))
+        chosen.append(each)
+    return tuple(chosen)
 
 
 def begin(job: Job, *, earlier: int) -> Attempt:
@@ -144,7 +172,7 @@ def verify(prepared: Prepared, running: Running, settings: Settings) -> InputCha
         return None
     cache = NodeCache.open(settings)
     try:
-        for each in prepared.provided:
+        for each in (*prepared.provided, *prepared.datasets):
             choose.verify(each, cache, running.rung)
     except InputChanged as error:
         return error
@@ -154,10 +182,13 @@ def verify(prepared: Prepared, running: Running, settings: Settings) -> InputCha
 def subject(job: Job, prepared: Prepared, resumed: Resumed) -> Subject:
     """What every checkpoint of this attempt says about its origin; the record gets the source."""
     spec, redactor = job.spec, job.redactor
-    repository, commit = spec.repository_url, job.checked.commit
-    if not repository:
-        repository, commit = source.head(prepared.work_dir)
-    job.record.source = {"repository": redactor.text(repository), "commit": commit}
+    code = sources.State(spec.repository_url, job.checked.commit)
+    if not spec.repository_url:
+        code = sources.state(prepared.work_dir, job.environ)
+    repository = redactor.text(code.repository)
+    job.record.source = {
+        "repository": repository, "revision": spec.repository_revision, "commit": code.commit, "changes": code.changes,
+    }  # fmt: skip
     chosen = [each.chosen for each in prepared.provided]
     return Subject(
         job=spec.name,
@@ -166,8 +197,10 @@ def subject(job: Job, prepared: Prepared, resumed: Resumed) -> Subject:
         sources=tuple(
             redactor.text(each) for each in (*(e.source for e in chosen if not e.manifest), *resumed.sources)
         ),
-        repository=redactor.text(repository),
-        commit=commit,
+        datasets=tuple(dict.fromkeys(each.chosen.dataset for each in prepared.datasets if each.chosen.dataset)),
+        repository=repository,
+        commit=code.commit,
+        changes=code.changes,
         command=tuple(redactor.command(spec.command)),
     )
 
@@ -196,6 +229,23 @@ def input_record(
         lazy=provided.lazy is not None,
         problem=redactor.text(provided.lazy.problem) if provided.lazy else "",
     )
+
+
+def datasets(prepared: Prepared, rung: str) -> list[DatasetRecord]:
+    """The datasets as the job saw them, for the record."""
+    writable = bool(prepared.protection.views)
+    mounts = prepared.mounts[len(prepared.mounted) :]
+    return [dataset_record(each, path, rung, writable=writable) for each, (_, path) in zip(prepared.datasets, mounts)]
+
+
+def dataset_record(provided: choose.Provided, path: str, rung: str, *, writable: bool = False) -> DatasetRecord:
+    """One dataset as the job sees it, for the record."""
+    chosen, found = provided.chosen, provided.chosen.dataset
+    assert found
+    return DatasetRecord(
+        reference=chosen.text, name=found.name, version=found.version, id=found.id, digest=found.digest, path=path,
+        rung=rung, size=chosen.size, writable=writable,
+    )  # fmt: skip
 
 
 def redacted(spec: JobSpec, redactor: Redactor) -> JobSpec:

@@ -5,6 +5,7 @@
     ├── SettingsError                78   an environment variable or the configuration file
     ├── NotFoundError                66
     │   ├── CheckpointNotFound
+    │   ├── DatasetNotFound
     │   ├── JobNotFound
     │   └── SourceNotFound                a path or URL that should hold a checkpoint
     ├── InvalidDataError             65
@@ -15,10 +16,12 @@
     │   ├── UnsafePath
     │   ├── ArchiveRefused                damaged, or with members that no checkpoint has
     │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   ├── RequirementsFailed            packages that the job's code names cannot be installed
     │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
     ├── StoreError                   69
     │   ├── StoreUnavailable              retryable
+    │   │   └── RepositoryUnavailable     the code's repository, or an index of packages
     │   └── StoreUnsupported              it cannot create an object only if it is absent
     ├── CommitUnknown                74   neither proven nor refuted: nothing may be cleaned up
     ├── CollectionIncomplete         74   whole checkpoints left unstored
@@ -94,6 +97,14 @@ class CheckpointNotFound(NotFoundError):
     default_hint = "`launcher checkpoint list` shows what is there."
 
 
+class DatasetNotFound(NotFoundError):
+    """No dataset has this name, version or id."""
+
+    kind = "dataset-not-found"
+    message = "No dataset {ref!r} in the store {store}."
+    default_hint = "`launcher dataset list` shows what is there."
+
+
 class JobNotFound(NotFoundError):
     """No job has this name."""
 
@@ -146,8 +157,8 @@ class DigestMismatch(InvalidDataError):
     """Bytes read differ from the digest in the manifest."""
 
     kind = "digest-mismatch"
-    message = "{path} of checkpoint {checkpoint} is damaged: {cause}."
-    default_hint = "`launcher checkpoint verify {checkpoint}` reads all of it again; choose another version meanwhile."
+    message = "{path} of {what} {id} is damaged: {cause}."
+    default_hint = "`launcher {what} verify {id} --read-data` reads all of it again; choose another version meanwhile."
 
 
 class UnsafePath(InvalidDataError):
@@ -174,6 +185,13 @@ class FormatBroken(InvalidDataError):
     default_hint = "`launcher checkpoint verify` says what is missing; save it again, or choose another one."
 
 
+class RequirementsFailed(InvalidDataError):
+    """The packages of a requirements file cannot be installed."""
+
+    kind = "requirements-failed"
+    message = "The requirements of {path} cannot be installed: {cause}."
+
+
 class UnsafePickle(InvalidDataError):
     """The pickles of a checkpoint hold what is not known to be harmless, and --pickles deny refuses that."""
 
@@ -188,7 +206,7 @@ class InputChanged(InvalidDataError):
     """The job changed an input that no rung of isolation could protect."""
 
     kind = "input-changed"
-    message = "The job changed its input checkpoint {name!r}: {cause}."
+    message = "The job changed its input {what} {name!r}: {cause}."
     default_hint = "The copy in the node cache was dropped. Write to FLEXAI_OUTPUT_CHECKPOINT_DIR instead."
 
 
@@ -210,6 +228,14 @@ class StoreUnavailable(StoreError):
     default_hint = (
         "Check LAUNCHER_STORE, the endpoint (AWS_ENDPOINT_URL) and the network, then run the same command again."
     )
+
+
+class RepositoryUnavailable(StoreUnavailable):
+    """What the job's code or its packages come from did not answer."""
+
+    kind = "repository-unavailable"
+    message = "{what}: {cause}."
+    default_hint = "Check the address and the network, then run the same command again."
 
 
 class StoreUnsupported(StoreError):

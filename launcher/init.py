@@ -31,6 +31,7 @@ _FOLDERS = {
     "FLEXAI_INPUT_CHECKPOINT_DIR": "/input-checkpoint",
     "FLEXAI_OUTPUT_CHECKPOINT_DIR": "/output-checkpoint",
 }
+_DATASETS = {"FLEXAI_INPUT_DIR": "/input"}
 _DATA = "/var/lib/launcher"
 
 
@@ -151,7 +152,7 @@ def run(asked: Request, environ: Mapping[str, str]) -> int:
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The command's: the contract's variables are set where an image has the folders."""
-    there = {name: path for name, path in _FOLDERS.items() if os.path.isdir(path)}
+    there = {name: path for name, path in (_FOLDERS | _DATASETS).items() if os.path.isdir(path)}
     return there | dict(environ)
 
 

@@ -48,7 +48,7 @@ def run(spec: JobSpec, settings: Settings, environ: Mapping[str, str], signals: 
     with health.served(spec):
         store = Store.open(settings, environ)
         recovery.finish_earlier(spec.name, settings, store, console, redactor, cancelled=lambda: stops.asked)
-        checked = check(spec, settings, environ, store, console)
+        checked = check(spec, settings, environ, store, console, stop=stops.check)
         stops.check()
         folder, record = _open(spec, settings, environ, checked, redactor)
         events = JsonLines(folder.path / "events.jsonl", redactor)
@@ -102,7 +102,7 @@ def _attempts(job: Job) -> Outcome:
                 attempt.phases["prepare"] = time.time() - attempt.started
                 attempt.outcome = _run(job, exact, resumed)
             except LauncherError as error:
-                attempt.outcome = report.of_error(error)
+                attempt.outcome = report.of_error(error, job.redactor.text)
             attempt.ended = time.time()
             restart = None if job.stops.asked else restarts.decide(job.spec, job.record.attempts[started:])
             if restart is None or not attempts.pause(job, restart):
@@ -148,7 +148,9 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
     attempts.put_again(prepared.spool, collector)
     sys.setswitchinterval(0.0005)  # The watcher has milliseconds; the default lets another thread run for five.
     watcher.start()
-    # Both before the job: whatever it writes, a launcher that is killed later leaves word of it.
+    # All before the job: whatever it writes, a launcher that is killed later leaves word of it, and of what it was made from.
+    attempt.inputs = attempts.inputs(prepared, "", job.redactor)
+    attempt.datasets = attempts.datasets(prepared, "")
     folder.write(record, durable=False)
     folder.owe()
     if folders.given_id(job.environ):
@@ -168,6 +170,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
         raise
     attempt.guarantee = running.guarantee
     attempt.inputs = attempts.inputs(prepared, running.rung, job.redactor)
+    attempt.datasets = attempts.datasets(prepared, running.rung)
     folder.write(record)
     report.started(record, emit)
     health.watch(watcher, collector)

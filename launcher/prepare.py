@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, secrets
+from launcher import directories, requirements, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
 from launcher.events import Emit, event, secret_name
 from launcher.inputs import choose, mentions, source
+from launcher.inputs import datasets as choosing
 from launcher.inputs.cache import Held, NodeCache
 from launcher.inputs.choose import Chosen, Provided
 from launcher.inputs.protection import PREVENTING, RUNGS, Possible, Protection, library_caches, probe
@@ -26,11 +27,13 @@ from launcher.job.folder import JobFolder
 from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
+from launcher.requirements import Environment
 from launcher.runners import docker, identity, torchrun
 from launcher.runners.handover import Handover
 from launcher.runners.torchrun import CommandLine
 from launcher.settings import Settings
 from launcher.store import protection
+from launcher.store.datasets import Datasets
 from launcher.store.store import Store
 from launcher.text import duration
 from launcher.text import size as as_size
@@ -52,8 +55,10 @@ class Checked:
     commit: str
     python: str
     client: Any = None
+    datasets: tuple[Chosen, ...] = ()
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
+    repository: source.Repository | None = None
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables of the job that are secrets: given to it, written nowhere."""
 
@@ -68,6 +73,7 @@ class Prepared:
     output: str
     protection: Protection
     provided: tuple[Provided, ...]
+    datasets: tuple[Provided, ...]
     spool: Path
     watch: tuple[str, ...]
     capture: tuple[filesystem.Rung, ...]
@@ -79,6 +85,8 @@ class Prepared:
     """Docker: what the engine is asked for."""
     handover: Handover | None = None
     """Docker: the variables that it is not told."""
+    environment: Environment | None = None
+    """The job's packages, where it asks for any."""
 
     @property
     def verdict(self) -> Path:
@@ -97,25 +105,38 @@ class Prepared:
 
     @property
     def mounted(self) -> tuple[Provided, ...]:
-        """The input of each mount: one with two names is mounted at both."""
+        """The input checkpoint of each of the first mounts: one with two names is at both. The others are the datasets'."""
         return tuple(each for each in self.provided for _ in each.chosen.names)
 
 
-def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: Store, emit: Emit) -> Checked:
-    """Everything that can be known before anything long starts. Raises the error of what is wrong."""
+def check(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    store: Store,
+    emit: Emit,
+    *,
+    stop: Callable[[], None] = lambda: None,
+) -> Checked:
+    """Everything that can be known before anything long starts. Raises the error of what is wrong, and what `stop` raises: it
+    is called often while the code's repository is asked."""
     device, extra = devices.choose(spec, environ, emit)
     hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
-    commit = ""
+    commit, repository = "", None
     if spec.repository_url:
-        commit = source.check(spec.repository_url, spec.repository_revision, dict(environ))
+        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret)
+        repository = source.Repository(spec.repository_url, spec.repository_revision, token)
+        commit = source.check(repository, environ, timeout=settings.store_timeout, stop=stop)
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
     if not os.path.isdir(work_dir):
         raise UsageError(what=f"--work-dir {work_dir}: there is no such folder.")
     python = devices.interpreter(environ)
     client = docker.connect(spec.image) if spec.runner == "docker" else None
     elsewhere = spec.runner == "sidecar" or (spec.runner == "docker" and not spec.command[0].endswith(".py"))
-    if not spec.repository_url and not elsewhere:
-        torchrun.check_command(spec.command, work_dir)
+    if not spec.repository_url:
+        needed = requirements.find(spec, work_dir)
+        if not elsewhere:
+            torchrun.check_command(spec.command, work_dir, programs=needed is None)
     if spec.input_mode == "lazy":
         from launcher.inputs import lazy
 
@@ -123,14 +144,21 @@ def check(spec: JobSpec, settings: Settings, environ: Mapping[str, str], store: 
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
-    mentions.check(spec.command, chosen, directories.input_dir(spec, settings, environ), here=spec.runner != "docker")
+    datasets = choosing.choose(spec.dataset, Datasets.open(settings, environ)) if spec.dataset else []
+    here = spec.runner != "docker"
+    mentions.check(spec.command, chosen, directories.input_dir(spec, settings, environ), here=here)
+    if datasets:  # Without any, /input may be whatever the job likes.
+        inside = directories.dataset_dir(spec, settings, environ)
+        mentions.check(spec.command, datasets, inside, here=here, place=mentions.DATASETS)
     going_on = [] if spec.resume in RESUME else choose.choose((spec.resume,), store, settings, environ)
     for each in (*chosen, *going_on):
         findings = choose.findings(each, store, settings)
         policy.refuse(findings, spec.pickles, each.text)
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
-    return Checked(tuple(chosen), device, extra, work_dir, commit, python, client, resume, hidden)
+    return Checked(
+        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, hidden
+    )
 
 
 def prepare(
@@ -152,21 +180,21 @@ def prepare(
     cache = NodeCache.open(settings, emit)
     in_container = spec.runner == "docker"
     input_dir, output = directories.find(spec, settings, environ, folder)
+    dataset_dir = directories.find_datasets(spec, settings, environ, folder, (input_dir, output))
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
-    provided = provide(
-        spec, checked, store, folder, cache, emit, lambda: in_container or possible().rung in PREVENTING,
-        _lazily(spec, settings, folder, possible, emit), stop=stop,
-    )  # fmt: skip
-    work_dir = checked.work_dir
-    if spec.repository_url:
-        work_dir = str(folder.path / "source")
-        source.fetch(spec.repository_url, checked.commit, Path(work_dir), dict(environ))
-        if spec.runner != "docker":
-            torchrun.check_command(spec.command, work_dir)
+    linkable = lambda: in_container or possible().rung in PREVENTING
+    work_dir, environment = _code(spec, settings, environ, folder, checked, cache, emit, stop=stop)
+    lazily = _lazily(spec, settings, folder, possible, emit)
+    provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
+    datasets = []
+    if checked.datasets:
+        kept = Datasets.open(settings, environ)
+        datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
+        "FLEXAI_INPUT_DIR": docker.DATASETS if in_container else str(dataset_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
@@ -180,17 +208,24 @@ def prepare(
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
+    mounts += tuple((each.path, os.path.join(env["FLEXAI_INPUT_DIR"], each.chosen.names[0])) for each in datasets)
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
     inherited = {"HOME": "/tmp"} if in_container else dict(environ)
     if not in_container:
         closed = lambda: bool(mounts) and possible().rung not in PREVENTING
-        inherited |= identity.lacking(environ, input_dir, folder.path / "tmp", closed)
+        inherited |= identity.lacking(environ, (input_dir, dataset_dir), folder.path / "tmp", closed)
     whole = defaults | inherited | env | spec.env
-    hide = {path for each in provided for path in each.same_bytes}
+    if environment:
+        path = whole.get("PATH") or (docker.image(checked.client, spec.image)[1] if in_container else os.defpath)
+        whole |= environment.variables(path)
+    every = (*provided, *datasets)
+    hide = {path for each in every for path in each.same_bytes}
+    if environment and not in_container:
+        hide.add(environment.folder)
     shield = Protection(
         rungs=ways,
-        input=str(input_dir),
+        inputs=(str(input_dir), *([str(dataset_dir)] if datasets else [])),
         mounts=mounts,
         hide=tuple(sorted(hide)),
         caches=() if in_container else library_caches(whole, cache.folder),
@@ -198,20 +233,22 @@ def prepare(
     )
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
-    held: list[Held] = [held for each in provided for held in (each.lease, each.lazy) if held]
+    held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
+    held += [environment.lease] if environment else []
     if mounts and spec.input_writable:
         view = View(folder.path / "view")
         held.append(view)
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
-    if not in_container and (any(each.linked for each in provided) or any(shield.views.values()) or shield.lazy):
+    if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, folder.path / "logs"),
+        command=_command(spec, checked, environment, folder.path / "logs"),
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
         protection=shield,
         provided=tuple(provided),
+        datasets=tuple(datasets),
         spool=folder.path / "spool",
         watch=tuple(os.path.join(work_dir, each) for each in spec.watch),
         capture=_rungs("capture", settings.capture, filesystem.RUNGS),
@@ -219,7 +256,40 @@ def prepare(
         stop_file=stop_file,
         leases=tuple(held),
         handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
+        environment=environment,
     )
+
+
+def _code(
+    spec: JobSpec,
+    settings: Settings,
+    environ: Mapping[str, str],
+    folder: JobFolder,
+    checked: Checked,
+    cache: NodeCache,
+    emit: Emit,
+    *,
+    stop: Callable[[], None],
+) -> tuple[str, Environment | None]:
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for."""
+    work_dir = checked.work_dir
+    if checked.repository:
+        work_dir = str(folder.path / "source")
+        source.fetch(
+            checked.repository, checked.commit, Path(work_dir), environ,
+            timeout=settings.store_timeout, stop=stop, emit=emit,
+        )  # fmt: skip
+    needed, environment = requirements.find(spec, work_dir), None
+    if checked.repository and spec.runner != "docker":
+        torchrun.check_command(spec.command, work_dir, programs=needed is None)
+    if needed:
+        environment = requirements.provide(
+            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.secrets, work_dir=work_dir,
+            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+        )  # fmt: skip
+        if spec.runner != "docker":
+            torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
+    return work_dir, environment
 
 
 def of_attempt(
@@ -235,7 +305,8 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    exact = dataclasses.replace(prepared, command=_command(spec, checked, inside), env=kept | own, logs=logs)
+    command = _command(spec, checked, prepared.environment, inside)
+    exact = dataclasses.replace(prepared, command=command, env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
         exact = dataclasses.replace(exact, stop_file=logs / prepared.stop_file.name)
@@ -246,13 +317,14 @@ def of_attempt(
     return exact
 
 
-def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
+def _command(spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path) -> CommandLine:
     in_container = spec.runner == "docker"
+    python = docker.PYTHON if in_container else checked.python
     return torchrun.command_line(
         spec.command,
         accels=spec.accels,
         launch=spec.launch,
-        python=docker.PYTHON if in_container else checked.python,
+        python=environment.python if environment else python,
         agent=docker.AGENT if in_container else torchrun.AGENT,
         log_dir=str(logs),
     )
@@ -260,7 +332,7 @@ def _command(spec: JobSpec, checked: Checked, logs: Path) -> CommandLine:
 
 def provide(
     spec: JobSpec,
-    checked: Checked,
+    wanted: Sequence[Chosen],
     store: Store,
     folder: JobFolder,
     cache: NodeCache,
@@ -270,8 +342,8 @@ def provide(
     *,
     stop: Callable[[], None],
 ) -> list[Provided]:
-    """Brings the inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
-    for chosen in checked.chosen:
+    """Brings inputs to this machine, verified and leased. `linkable`: see `NodeCache.fetch`; `stop`: see `prepare`."""
+    for chosen in wanted:
         if chosen.manifest:  # Before the download: from now on, no retention takes it away.
             try:
                 protection.use(store, chosen.manifest.id, folder.id, spec.name)
@@ -280,7 +352,7 @@ def provide(
                     event("use-unknown", f"The store does not know that {chosen.text} is used: {error.text}", "warning")
                 )
     provided = []
-    for chosen in checked.chosen:
+    for chosen in wanted:
         if lazily and chosen.remote:
             text = f"Input {chosen.text} is fetched whole before the job: only a stored checkpoint has a digest of each block"
             emit(event("input-eager", text, "warning"))
@@ -363,6 +435,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
         secrets=prepared.handover.source if prepared.handover else "",
+        environment=prepared.environment.folder if prepared.environment else "",
     )
 
 

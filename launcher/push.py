@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,8 @@ import msgspec
 
 from launcher import __version__, names
 from launcher.checkpoint import formats, paths, policy, safety
-from launcher.checkpoint.judgement import Judgement
-from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Ready
 from launcher.checkpoint.policy import Policy
-from launcher.checkpoint.safety import Safety
 from launcher.checkpoint.tree import Folder
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError, of_os
 from launcher.events import Emit, event
@@ -77,71 +75,74 @@ def push(
     found = safety.look(tree)
     policy.refuse(found.findings, pickles, name)
     policy.warn(found.findings, pickles, name, emit)
+    format = formats.by_name(judgement.format)
+
+    def describe(identifier: str, files: tuple[File, ...]) -> Manifest:
+        return Manifest(
+            schema=SCHEMA,
+            id=identifier,
+            name=name,
+            created=time.time(),
+            writer=__version__,
+            format=judgement.format,
+            files=tuple(msgspec.structs.replace(file, sha256=(sha256 or {}).get(file.path, "")) for file in files),
+            size=sum(file.size for file in files),
+            facts=format.facts(tree) if format else Facts(),
+            ready=format.ready(tree) if format else Ready(),
+            lineage=lineage,
+            safety=found.findings,
+            imports=found.imports,
+        )
+
+    words = (name, *lineage.sources, selection.text)
+    return push_files(
+        store, name, tree.files, describe, words, root=tree.root, threads=threads, emit=emit, data_dir=data_dir
+    )
+
+
+def push_files(
+    store: Store,
+    name: str,
+    sizes: Mapping[str, int],
+    describe: Callable[[str, tuple[File, ...]], Manifest],
+    words: tuple[str, ...],
+    *,
+    root: str,
+    opened: Callable[[str], int] | None = None,
+    threads: int,
+    emit: Emit,
+    data_dir: str,
+) -> Checkpoint:
+    """Uploads files (path to size) from `root`, or as `opened` gives their descriptors, and commits the manifest that `describe`
+    makes of an id and their entries. Called again with the same `words` it goes on where it was cut off."""
     store.prepare()
-    with Journal(store, data_dir, (name, *lineage.sources, selection.text)) as journal:
-        if known := journal.begin(tree.files):
-            text = f"Going on with a push that was cut off: {len(known)} of {len(tree.files)} files are in the store"
+    with Journal(store, data_dir, words) as journal:
+        if known := journal.begin(sizes):
+            text = f"Going on with a push that was cut off: {len(known)} of {len(sizes)} files are in the store"
             emit(event("push-goes-on", text, files=len(known), size=sum(file.size for file in known)))
         while True:
+            with Progress(f"Pushing {name}", sum(sizes.values()), emit) as progress:
+                try:
+                    files = upload_files(
+                        store, journal.id, root, sizes, threads=threads, on_bytes=progress, opened=opened,
+                        journal=journal,
+                    )  # fmt: skip
+                except Changed as error:
+                    raise LocalResourceError(
+                        what=f"{error} was changed while it was being pushed; push again."
+                    ) from error
+                except PermissionError as error:
+                    raise AccessDenied(what=str(error.filename), cause=error.strerror) from error
+                except OSError as error:
+                    cause = f"{error.filename or 'A file'} cannot be read: {error.strerror}."
+                    raise LocalResourceError(what=cause, hint="Nothing was stored. Push again.") from error
             try:
-                pushed = _push(
-                    store,
-                    name,
-                    tree,
-                    judgement,
-                    lineage,
-                    found,
-                    sha256 or {},
-                    threads=threads,
-                    emit=emit,
-                    journal=journal,
-                )
+                pushed = store.commit(describe(journal.id, files))
             except Aborted:
                 journal.restart()  # gc took us for dead and removed the files: everything again, under a new id.
                 continue
             journal.finish()
             return pushed
-
-
-def _push(
-    store: Store,
-    name: str,
-    tree: Folder,
-    judgement: Judgement,
-    lineage: Lineage,
-    found: Safety,
-    sha256: Mapping[str, str],
-    *,
-    threads: int,
-    emit: Emit,
-    journal: Journal,
-) -> Checkpoint:
-    with Progress(f"Pushing {name}", sum(tree.files.values()), emit) as progress:
-        try:
-            files = upload_files(
-                store, journal.id, tree.root, tree.files, threads=threads, on_bytes=progress, journal=journal
-            )
-        except Changed as error:
-            raise LocalResourceError(what=f"{error} was changed while it was being pushed; push again.") from error
-        except PermissionError as error:
-            raise AccessDenied(what=str(error.filename), cause=error.strerror) from error
-    format = formats.by_name(judgement.format)
-    manifest = Manifest(
-        schema=SCHEMA,
-        id=journal.id,
-        name=name,
-        created=time.time(),
-        writer=__version__,
-        format=judgement.format,
-        files=tuple(msgspec.structs.replace(file, sha256=sha256.get(file.path, "")) for file in files),
-        size=sum(file.size for file in files),
-        facts=format.facts(tree) if format else Facts(),
-        ready=format.ready(tree) if format else Ready(),
-        lineage=lineage,
-        safety=found.findings,
-        imports=found.imports,
-    )
-    return store.commit(manifest)
 
 
 def push_remote(

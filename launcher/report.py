@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from launcher.events import Emit, Redactor, event
 from launcher.job import restarts
 from launcher.job.failure import Failure
 from launcher.job.folder import JobFolder
-from launcher.job.record import JobRecord, Outcome
+from launcher.job.record import DatasetRecord, InputRecord, JobRecord, Outcome
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
@@ -39,16 +39,16 @@ from launcher.transfer.retry import call
 from launcher.verdict import Verdict
 
 
-def of_error(error: LauncherError) -> Outcome:
-    """The outcome of a job that the launcher could not run."""
+def of_error(error: LauncherError, redact: Callable[[str], str] = str) -> Outcome:
+    """The outcome of a job that the launcher could not run; `redact` takes secrets out of what it says."""
     return Outcome(
         code=error.exit_code,
         origin="job" if error.exit_code in (126, 127) else "launcher",
-        cause=error.text,
+        cause=redact(error.text),
         failure="exit" if error.exit_code in (126, 127) else "launcher",
         kind=error.kind,
         retryable=error.retryable,
-        hint=error.hint,
+        hint=redact(error.hint),
     )
 
 
@@ -153,12 +153,14 @@ def started(record: JobRecord, emit: Emit) -> None:
     attempt = record.attempts[-1]
     command = " ".join(record.spec.command)
     lines = [f"Job {record.name} ({record.id}) runs: {printable(command)}"]
-    for each in attempt.inputs:
+    provided: list[InputRecord | DatasetRecord] = [*attempt.inputs, *attempt.datasets]
+    for each in provided:
+        what = "Input" if isinstance(each, InputRecord) else "Dataset"
         how = "a view that it may change; the input itself is read-only by" if each.writable else "read-only by"
-        lines.append(f"Input {each.reference} at {each.path}, {how}: {each.rung}")
-    if attempt.inputs and attempt.guarantee:
+        lines.append(f"{what} {each.reference} at {each.path}, {how}: {each.rung}")
+    if provided and attempt.guarantee:
         lines.append(f"({attempt.guarantee})")
-    level = "warning" if any(each.rung == "none" for each in attempt.inputs) else "info"
+    level = "warning" if any(each.rung == "none" for each in provided) else "info"
     emit(event("job-started", "\n".join(lines), level, id=record.id, device=attempt.device))  # type: ignore[arg-type]
 
 

@@ -275,8 +275,9 @@ class Output:
             if here and store:
                 shared = self._duplicates(store, manifest, stage, progress)
                 share.verify(
-                    manifest.files, stage, manifest.id, threads=self.settings.transfer_threads, on_bytes=progress
-                )
+                    manifest.files, stage, "checkpoint", manifest.id,
+                    threads=self.settings.transfer_threads, on_bytes=progress,
+                )  # fmt: skip
             else:
                 found, lease = cache.fetch(self.store, manifest, progress)
                 try:
@@ -291,7 +292,9 @@ class Output:
             try:
                 status = os.stat(source / file.path)
             except FileNotFoundError as error:
-                raise DigestMismatch(path=file.path, checkpoint=manifest.id, cause="it is missing") from error
+                raise DigestMismatch(
+                    path=file.path, what="checkpoint", id=manifest.id, cause="it is missing"
+                ) from error
             shared &= _duplicate(source / file.path, stage / file.path, status, file.mode, file.mtime)
             progress(0)
         return shared

@@ -85,6 +85,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the node cache may take: a size, or a share of its file system. What running jobs use stays, even above it."""
     input_dir: str = ""
     """Where the job finds its input checkpoints. Default: /input-checkpoint in a container, else in the job folder."""
+    dataset_dir: str = ""
+    """Where the job finds its datasets. Default: /input in a container, else in the job folder."""
     output_dir: str = ""
     """Where the job writes. Default: /output-checkpoint in a container, else in the job folder."""
     input_guard: str = "auto"

@@ -3,6 +3,7 @@ starts, whose image knows nothing of the launcher; `collect` is the other half, 
 
     <volume>/
       input-checkpoint/NAME/   the inputs, whole and without write bits: mounted read-only at /input-checkpoint
+      input/NAME/              the datasets, likewise: mounted read-only at /input
       output-checkpoint/       any user may write here; what the job goes on from lies in it: mounted at /output-checkpoint
       launcher.env             variables for the job's container, NAME=VALUE a line
       result.json              the verdict, written by the collector
@@ -41,11 +42,12 @@ from launcher.runners import docker
 from launcher.runners.signals import Signals
 from launcher.runners.stopping import Stops
 from launcher.settings import Settings
+from launcher.store.datasets import Datasets
 from launcher.store.store import Store
 from launcher.text import size
 
 VARIABLES = "launcher.env"
-_INPUT, _OUTPUT = "input-checkpoint", "output-checkpoint"
+_INPUT, _DATASETS, _OUTPUT = "input-checkpoint", "input", "output-checkpoint"
 
 
 def output(volume: Path) -> Path:
@@ -97,14 +99,27 @@ def fill(
         attempt = attempts.begin(job, earlier=known)
         attempt.output = str(output(volume))
         nodes = NodeCache.open(inside, emit)
-        provided = prepare.provide(spec, job.checked, store, folder, nodes, emit, lambda: False, None, stop=stops.check)
-        with leases(each.lease for each in provided if each.lease):
+        linkable = lambda: False
+        provided = prepare.provide(
+            spec, job.checked.chosen, store, folder, nodes, emit, linkable, None, stop=stops.check
+        )
+        kept = Datasets.open(inside, environ)
+        datasets = prepare.provide(
+            spec, job.checked.datasets, kept, folder, nodes, emit, linkable, None, stop=stops.check
+        )
+        with leases(each.lease for each in (*provided, *datasets) if each.lease):
             for each in provided:
                 _place(each, volume / _INPUT, linked=not cache)
+            for each in datasets:
+                _place(each, volume / _DATASETS, linked=not cache)
         attempt.inputs = [
             attempts.input_record(each, os.path.join(docker.INPUT, name), "volume", redactor)
             for each in provided
             for name in each.chosen.names
+        ]
+        attempt.datasets = [
+            attempts.dataset_record(each, os.path.join(docker.DATASETS, each.chosen.names[0]), "volume")
+            for each in datasets
         ]
         there = Output(inside, store, folder, record, attempt.output, (), emit, stops.check)
         resumed = resume.restore(spec, record, checked.resume, there)
@@ -115,7 +130,8 @@ def fill(
         folder.write(record)
         _write_variables(volume, record, settings, alone=len(provided) == 1)
         text = f"{volume} is ready for job {record.name} ({record.id}), attempt {attempt.number}"
-        emit(event("volume-ready", text, inputs=[each.path for each in attempt.inputs], resumed=resumed.path))
+        paths = [*(each.path for each in attempt.inputs), *(each.path for each in attempt.datasets)]
+        emit(event("volume-ready", text, inputs=paths, resumed=resumed.path))
     finally:
         events.close()
         folder.close()
@@ -126,7 +142,7 @@ def _make_folders(volume: Path) -> None:
     """The folders of the contract. Raises AccessDenied, LocalResourceError."""
     place = volume
     try:
-        for place, mode in ((volume / _INPUT, 0o755), (volume / _OUTPUT, 0o777)):
+        for place, mode in ((volume / _INPUT, 0o755), (volume / _DATASETS, 0o755), (volume / _OUTPUT, 0o777)):
             place.mkdir(parents=True, exist_ok=True)
             if place.stat().st_uid == os.geteuid():
                 place.chmod(mode)
@@ -205,6 +221,7 @@ def _write_variables(volume: Path, record: JobRecord, settings: Settings, *, alo
     inside = settings.input_dir or docker.INPUT
     variables = {
         "FLEXAI_INPUT_CHECKPOINT_DIR": inside,
+        "FLEXAI_INPUT_DIR": settings.dataset_dir or docker.DATASETS,
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": settings.output_dir or docker.OUTPUT,
         "LAUNCHER_JOB_NAME": record.name,
         "LAUNCHER_JOB_ID": record.id,

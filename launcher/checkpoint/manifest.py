@@ -81,14 +81,32 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt: int = 1
 
 
+class Dataset(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One version of a dataset. `digest`: of its content alone, wherever and whenever it was pushed."""
+
+    name: str
+    version: int | None
+    id: str
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """name@vN."""
+        return f"{self.name}@v{self.version}" if self.version else self.name
+
+
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets."""
+    """What it was made from. `parents` are ids of the job's input checkpoints, `command` has no secrets. `changes`: a digest of
+    what in the code's folder was not committed; empty: nothing; "unknown"."""
 
     parents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     repository: str = ""
     commit: str = ""
     command: tuple[str, ...] = ()
+    datasets: tuple[Dataset, ...] = ()
+    """What the job had beside its input checkpoints."""
+    changes: str = ""
 
 
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -35,9 +35,9 @@ class Reference:
         return self.value
 
 
-def parse(text: str) -> Reference:
+def parse(text: str, what: str = "checkpoint") -> Reference:
     """The reference in `text`: a URL (has `://`, or is storage:NAME/PATH), a path (begins with `/`, `./`, `../` or `~`),
-    `job:NAME`, an id, `name@vN`, or a name. Raises UsageError."""
+    `job:NAME`, an id, `name@vN`, or a name. `what` it is said to be in errors. Raises UsageError."""
     if "://" in text or text.startswith("storage:"):
         return Reference(text, "url", text)
     if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
@@ -54,5 +54,5 @@ def parse(text: str) -> Reference:
         return Reference(text, "id", text.lower())
     match = _VERSION.fullmatch(text)
     if match:
-        return Reference(text, "name", names.check(match["name"], "checkpoint name"), int(match["version"]))
-    return Reference(text, "name", names.check(text, "checkpoint name"), prefix=is_id_prefix(text.lower()))
+        return Reference(text, "name", names.check(match["name"], f"{what} name"), int(match["version"]))
+    return Reference(text, "name", names.check(text, f"{what} name"), prefix=is_id_prefix(text.lower()))

@@ -15,6 +15,7 @@ _GROUPS = {
     "training": ("launcher.cli.training", "group", "Start training jobs and look at them."),
     "fine-tuning": ("launcher.cli.training", "fine_tuning", "The same, labelled as fine-tuning."),
     "checkpoint": ("launcher.cli.checkpoint", "group", "Push, list, inspect, fetch and verify checkpoints."),
+    "dataset": ("launcher.cli.dataset", "group", "Push, list, inspect, fetch and verify datasets."),
     "cache": ("launcher.cli.cache", "group", "List, prune and verify the checkpoints kept on this machine."),
     "storage": ("launcher.cli.storage", "group", "Name places elsewhere that checkpoints come from and go to."),
     "secret": ("launcher.cli.secret", "group", "Keep the credentials for them."),

@@ -1,4 +1,4 @@
-"""`launcher cache …`: the checkpoints that this machine keeps for its jobs."""
+"""`launcher cache …`: the checkpoints and environments that this machine keeps for its jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.cli.context import current, json_option, print_json, print_table
 
 @click.group("cache")
 def group() -> None:
-    """List, prune and verify the node cache: downloaded checkpoints, shared by the jobs of this machine."""
+    """List, prune and verify the node cache: downloaded checkpoints and installed packages, shared by this machine's jobs."""
 
 
 @group.command("list")
@@ -27,6 +27,7 @@ def list_entries(ctx: click.Context, as_json: bool) -> None:
     rows = [
         [
             each.about.name,
+            each.about.kind,
             each.id,
             size(each.about.size),
             str(len(each.about.files)),
@@ -35,7 +36,7 @@ def list_entries(ctx: click.Context, as_json: bool) -> None:
         ]
         for each in found
     ]
-    print_table(["NAME", "ID", "SIZE", "FILES", "USED", "IN USE"], rows, empty="The cache is empty.")
+    print_table(["NAME", "KIND", "ID", "SIZE", "FILES", "USED", "IN USE"], rows, empty="The cache is empty.")
 
 
 @group.command()
@@ -69,7 +70,9 @@ def prune(ctx: click.Context, limit: str | None, everything: bool, dry_run: bool
     for each in gone:
         click.echo(f"{each.about.name} ({each.id}): {size(each.about.size)}")
     total = size(sum(each.about.size for each in gone))
-    click.echo(f"{'Would remove' if dry_run else 'Removed'} {len(gone)} checkpoint(s), {total}.")
+    environments = sum(each.about.kind == "environment" for each in gone)
+    what = f"{len(gone) - environments} checkpoint(s)" + (f" and {environments} environment(s)" if environments else "")
+    click.echo(f"{'Would remove' if dry_run else 'Removed'} {what}, {total}.")
 
 
 @group.command()
@@ -98,6 +101,7 @@ def _document(cached: object) -> dict[str, object]:
     assert isinstance(cached, Cached)
     return {
         "id": cached.id,
+        "kind": cached.about.kind,
         "name": cached.about.name,
         "source": cached.about.source,
         "size": cached.about.size,

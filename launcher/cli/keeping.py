@@ -9,6 +9,7 @@ import click
 from launcher.cli.context import confirm, current, json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
+    from launcher.store.datasets import Datasets
     from launcher.store.reading import Checkpoint
 
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -143,7 +144,7 @@ def prune(ctx: click.Context, job: str, rules: str, dry_run: bool, yes: bool, as
 @json_option
 @click.pass_context
 def gc(ctx: click.Context, dry_run: bool, older: str, as_json: bool) -> None:
-    """Removes what crashes left: files that were never committed, deletes that were cut off, temporary files.
+    """Removes what crashes left, of datasets too: files that were never committed, deletes that were cut off, temporary files.
 
     Ages are by the store's clock. It may run at any time beside jobs: an upload that it takes for dead starts over.
 
@@ -161,7 +162,7 @@ def gc(ctx: click.Context, dry_run: bool, older: str, as_json: bool) -> None:
         seconds = parse_seconds(older)
     except ValueError as error:
         raise UsageError(what=f"--older: {error}.") from error
-    found = collecting.collect(open_store(ctx), older=seconds, dry_run=dry_run)
+    found = collecting.whole(open_store(ctx), _datasets(ctx), older=seconds, dry_run=dry_run)
     if as_json:
         import msgspec
 
@@ -186,7 +187,8 @@ def gc(ctx: click.Context, dry_run: bool, older: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, read_data: bool, as_json: bool) -> None:
-    """Checks the whole store: names every object that is damaged, missing, or not of its checkpoint. Exit code 65 then.
+    """Checks the whole store, with its datasets: names every object that is damaged, missing, or not of its checkpoint.
+    Exit code 65 then.
 
     \b
     Examples:
@@ -195,7 +197,7 @@ def check(ctx: click.Context, read_data: bool, as_json: bool) -> None:
     """
     from launcher.store import check as checking
 
-    found = checking.check(open_store(ctx), read_data=read_data)
+    found = checking.whole(open_store(ctx), _datasets(ctx), read_data=read_data)
     if as_json:
         import msgspec
 
@@ -207,8 +209,17 @@ def check(ctx: click.Context, read_data: bool, as_json: bool) -> None:
         for note in found.notes:
             click.echo(f"note: {note}")
         state = f"{len(found.damage)} object(s) are wrong" if found.damage else "sound"
-        click.echo(f"{found.checkpoints} checkpoint(s), {found.files} file(s): {state}.")
+        datasets = f"{found.datasets} dataset(s), " if found.datasets else ""
+        click.echo(f"{found.checkpoints} checkpoint(s), {datasets}{found.files} file(s): {state}.")
     ctx.exit(65 if found.damage else 0)
+
+
+def _datasets(ctx: click.Context) -> Datasets | None:
+    """The store's datasets, if one was ever pushed."""
+    from launcher.store.datasets import Datasets
+
+    found = Datasets.open(*current(ctx))
+    return found if found.made else None
 
 
 def _short(checkpoint: Checkpoint) -> dict[str, Any]:

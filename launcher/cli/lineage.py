@@ -100,7 +100,10 @@ def _details(each: Ancestor) -> list[str]:
     if lineage.command:
         lines.append(f"command {printable(' '.join(lineage.command))}")
     if lineage.repository or lineage.commit:
-        lines.append(f"code {printable(lineage.repository or 'local repository')} at {lineage.commit or 'no commit'}")
+        changed = f" with uncommitted changes ({lineage.changes})" if lineage.changes else ""
+        code = printable(lineage.repository or "local repository")
+        lines.append(f"code {code} at {lineage.commit or 'no commit'}{changed}")
+    lines += [f"dataset {each.label} ({each.id})" for each in lineage.datasets]
     verb = "also from" if origin else "pushed from"
     lines += [f"{verb} {printable(source)}" for source in lineage.sources]
     return lines

@@ -18,8 +18,10 @@ from launcher.cli.retry import retry
 F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
+_DATASET = "Dataset, at $FLEXAI_INPUT_DIR/NAME: NAME, NAME@vN, UUID; NAME=MOUNT names its folder. May be repeated."
 _OPTIONS = [
     click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
+    click.option("-D", "--dataset", "dataset", multiple=True, metavar="NAME[=MOUNT]", help=_DATASET),
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
@@ -32,7 +34,13 @@ _OPTIONS = [
     click.option("-a", "--accels", type=int, metavar="N", help="Accelerators, and processes that torchrun starts. [1]"),
     click.option("-n", "--nodes", type=int, metavar="N", help="Nodes. [1]"),
     click.option("-u", "--repository-url", metavar="URL", help="Take the code from this git repository."),
-    click.option("-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it."),
+    click.option(
+        "-b", "--repository-revision", metavar="REV", help="Branch, tag or commit of it. [its default branch]"
+    ),
+    click.option("--repository-token-secret", metavar="NAME", help="Secret with the token that its server asks for."),
+    click.option(
+        "--requirements-path", metavar="FILE", help="Packages for the job. [the repository's requirements.txt, if any]"
+    ),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
     click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
@@ -141,9 +149,11 @@ def _run_command(kind: str) -> click.Command:
         Examples:
           launcher training run ft_01 -C mistral_tiny_base --accels 2 -- train.py --epochs 3
           launcher training run ft_02 -C job:ft_01/checkpoint-500 -- train.py
+          launcher training run ft_03 -C base -D medical -D code@v2=extra -- train.py   # $FLEXAI_INPUT_DIR/medical
           launcher training run eval -C ft_01@v2=model -- -m lm_eval --model hf
           launcher training run dry --runner docker --image my/image -C base -- train.py
           launcher training run from-file --file job.yaml
+          launcher training run ft_03 -u https://git.example.org/team/code -b v1.2 -C base -- train.py
         """
         return _run(ctx, kind, name, words, job_file, flags)
 

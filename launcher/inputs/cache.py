@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol
 from launcher.checkpoint.manifest import File, Manifest
 from launcher.errors import (
     AccessDenied,
-    CheckpointNotFound,
     DigestMismatch,
     LauncherError,
     LocalResourceError,
@@ -26,7 +25,7 @@ from launcher.errors import (
 )
 from launcher.events import Emit, event
 from launcher.inputs import share as sharing
-from launcher.inputs.entries import About, Cached, Entries, Lease
+from launcher.inputs.entries import About, Cached, Entries, Lease, remove
 from launcher.settings import Settings, parse_share
 from launcher.store import layout, stamps
 from launcher.store.store import Store
@@ -94,7 +93,7 @@ class NodeCache:
         Raises DigestMismatch, NoSpace, StoreError, and what `on_bytes` raises (also called with 0 while it waits). A crash
         leaves what was downloaded for the next attempt.
         """
-        what = f"checkpoint {manifest.name}"
+        what = f"{store.noun} {manifest.name}"
         identifier = self.identifier(manifest, part)
         source = sharing.folder(store.place, manifest)
         way = self._way(store, manifest, linkable, identifier)
@@ -118,7 +117,7 @@ class NodeCache:
         unproven, found = sharing.share(source, manifest, partial, way, known)
         on_bytes(manifest.size - sum(file.size for file in unproven))
         if unproven:
-            sharing.verify(unproven, partial, manifest.id, threads=self._threads, on_bytes=on_bytes)
+            sharing.verify(unproven, partial, store.noun, manifest.id, threads=self._threads, on_bytes=on_bytes)
             stamps.remember(store.index, manifest.id, known | sharing.unchanged(source, found))
 
     def at_hand(self, store: Store, manifest: Manifest, linkable: Callable[[], bool], *, part: str = "") -> bool:
@@ -143,6 +142,25 @@ class NodeCache:
 
         identifier = _hash(remote.identity)
         lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
+        return self.entry(identifier), lease
+
+    def fetch_environment(
+        self, identity: str, name: str, source: str, build: Callable[[Path, Path], None], on_bytes: OnBytes
+    ) -> tuple[Path, Lease]:
+        """What `build` makes in a folder (its first argument, where a crash may have left something) for the place that it gets
+        when it is whole (the second), once for all who ask for this identity. Raises what `build` and `on_bytes` do (which is
+        called with 0 while it waits)."""
+        identifier = "environment-" + _hash(identity)
+
+        def make(partial: Path) -> About:
+            try:
+                build(partial, self.entry(identifier))
+            except BaseException:
+                remove(partial)
+                raise
+            return About(name, source, tuple(_described(partial)), kind="environment")
+
+        lease = self._make(identifier, 0, f"the packages of {name}", make, on_bytes)
         return self.entry(identifier), lease
 
     def _make(
@@ -241,9 +259,29 @@ def _differences(folder: Path, found: set[str], files: Iterable[File]) -> list[s
     listed = {file.path: file for file in files}
     reasons = [f"{path} was {'added' if path in found else 'removed'}" for path in sorted(found ^ listed.keys())]
     for path in sorted(found & listed.keys()):
-        if digests.of_file(folder / path) != listed[path].digest:
+        if _digest(folder / path) != listed[path].digest:
             reasons.append(f"{path} has other content")
     return reasons
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes; of a link's own text."""
+    return digests.of_bytes(os.fsencode(os.readlink(path))) if path.is_symlink() else digests.of_file(path)
+
+
+def _described(folder: Path) -> Iterator[File]:
+    """Every file below a folder, which is read-only from now on."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        if path.is_symlink():
+            yield File(str(path.relative_to(folder)), 0, _digest(path))
+        elif path.is_file():
+            status = path.stat()
+            path.chmod(status.st_mode & 0o555)
+            yield File(
+                str(path.relative_to(folder)), status.st_size, _digest(path), status.st_mode & 0o555, status.st_mtime
+            )
 
 
 def fetch_files(
@@ -270,13 +308,14 @@ def fetch_files(
     try:
         bulk.download(store.place, wanted, threads=threads, timeout=store.timeout, on_bytes=on_bytes)
     except bulk.Damaged as error:
-        raise DigestMismatch(path=error.key.removeprefix(prefix), checkpoint=manifest.id, cause=error.cause) from error
+        path = error.key.removeprefix(prefix)
+        raise DigestMismatch(path=path, what=store.noun, id=manifest.id, cause=error.cause) from error
     except Missing as error:
         if not store.exists(layout.manifest(manifest.id)):
             hint = "It was deleted while it was being read."
-            raise CheckpointNotFound(ref=manifest.name, store=store.url, hint=hint) from error
+            raise store.not_found(ref=manifest.name, store=store.url, hint=hint) from error
         path = str(error).removeprefix(prefix)
-        raise DigestMismatch(path=path, checkpoint=manifest.id, cause="it is missing in the store") from error
+        raise DigestMismatch(path=path, what=store.noun, id=manifest.id, cause="it is missing in the store") from error
 
 
 def _folders(wanted: Iterable[bulk.Wanted]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from launcher import names
 from launcher.checkpoint import paths, reference
-from launcher.checkpoint.manifest import Manifest
+from launcher.checkpoint.manifest import Dataset, Manifest
 from launcher.checkpoint.tree import Folder, Tree
 from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
 from launcher.inputs import share
@@ -41,6 +41,8 @@ class Chosen:
     remote: Remote | None = None
     part: str = ""
     """Of a stored checkpoint: the selection, where it is not taken whole."""
+    dataset: Dataset | None = None
+    """What it is as a dataset; None for a checkpoint."""
 
     @property
     def source(self) -> str:
@@ -241,7 +243,8 @@ def verify(provided: Provided, cache: NodeCache, rung: str) -> None:
         return
     if provided.lease:
         cache.drop(os.path.basename(provided.path))
-    raise InputChanged(name=provided.chosen.names[0], cause=cause)
+    what = "dataset" if provided.chosen.dataset else "checkpoint"
+    raise InputChanged(what=what, name=provided.chosen.names[0], cause=cause)
 
 
 class State(NamedTuple):

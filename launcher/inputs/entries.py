@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -45,6 +46,8 @@ class About(msgspec.Struct, frozen=True):
     files: tuple[File, ...]
     shared: bool = False
     """Its files take no space of their own: reflinks or hard links of a local store's."""
+    kind: Literal["checkpoint", "environment"] = "checkpoint"
+    """environment: packages that were installed for jobs, see `launcher.requirements`."""
 
     @property
     def size(self) -> int:

@@ -4,13 +4,13 @@ Run as a program by the launcher, `python -I -S guard.py PLAN COMMAND…`, so it
 its two neighbours that do the same. PLAN is JSON, with canonical paths, all of existing folders:
 
     rungs   ways to try, in order: bind, userns, landlock, permissions, none
-    input   the input directory, read-only itself
-    mounts  [[source, target], …]: each target is an empty folder in the input directory
+    inputs  the input directories, read-only themselves
+    mounts  [[source, target], …]: each target is an empty folder in an input directory
     views   {target: changes}: inputs that the job may write. `changes` is a folder with `upper` and `work`, for a
             copy-on-write view by overlayfs (bind and userns only), or empty: the source is the job's own copy
     lazy    {target: descriptor}: inputs that a server answers for (see `lazy`). A FUSE file system is mounted at the target,
             and its descriptor passed over this socket (bind and userns only)
-    hide    folders that hold the same bytes under another path (the node cache): read-only too
+    hide    other folders that are read-only too: the same bytes under another path (the node cache), the job's packages
     caches  [[variable, default, replacement], …]: set to the replacement where the job cannot write the default
     report  a file descriptor that takes one JSON object: rung, refused {rung: why}, notes, error
 
@@ -63,8 +63,8 @@ def _enter(rung: str) -> None:
 
 
 def _bind_all(plan: Plan, *, unprivileged: bool) -> None:
-    # The input directory first: as a mount it can be neither renamed nor filled, and the inputs are mounted upon it.
-    for path in [*plan["hide"], plan["input"]]:
+    # The input directories first: as mounts they can be neither renamed nor filled, and the inputs are mounted upon them.
+    for path in [*plan["hide"], *plan["inputs"]]:
         kernel.bind(path, path)
         kernel.read_only(path)
     for source, target in plan["mounts"]:
@@ -125,7 +125,7 @@ def landlock(plan: Plan) -> list[str]:
     landlocked.version()
     _link(plan)
     protected = {source for source, target in plan["mounts"] if target not in plan["views"]}
-    closed = landlocked.restrict({*protected, *plan["hide"], plan["input"]})
+    closed = landlocked.restrict({*protected, *plan["hide"], *plan["inputs"]})
     return [
         f"the job cannot gain privileges, mount, or make new entries directly in: {' '.join(closed)}",
         "modes, owners and times of the input's files are compared after the job",
@@ -164,7 +164,7 @@ RUNGS = {"bind": bind, "userns": userns, "landlock": landlock, "permissions": pe
 
 def _protect(plan: Plan) -> dict[str, Any]:
     refused: dict[str, str] = {}
-    if not plan["mounts"]:
+    if not plan["mounts"] and not plan["hide"]:
         return {"rung": "", "refused": {}, "notes": []}
     for rung in plan["rungs"]:
         # Tried in a child first: a rung that fails halfway must leave no trace in this process.

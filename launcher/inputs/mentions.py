@@ -8,17 +8,38 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from launcher.errors import NotFoundError, UsageError
+from launcher.inputs import datasets
 from launcher.inputs.choose import Chosen
 from launcher.settings import nearest
 
 CONTRACT = "/input-checkpoint"
 """Where containers have their input, unless the variable says otherwise."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory of the contract: its path in containers, the variables of the job and of the launcher that name it, and what
+    one thing in it and all of them are called."""
+
+    contract: str
+    variable: str
+    setting: str
+    what: str
+    every: str
+    flag: str
+
+
+CHECKPOINTS = Place(CONTRACT, "FLEXAI_INPUT_CHECKPOINT_DIR", "LAUNCHER_INPUT_DIR", "input", "the input", "-C REF")
+DATASETS = Place(datasets.CONTRACT, "FLEXAI_INPUT_DIR", "LAUNCHER_DATASET_DIR", "dataset", "the datasets", "-D NAME")
 _PATTERN = re.compile(r"[*?\[{]")
 
 
-def check(command: Sequence[str], chosen: Sequence[Chosen], root: str, *, here: bool) -> None:
+def check(
+    command: Sequence[str], chosen: Sequence[Chosen], root: str, *, here: bool, place: Place = CHECKPOINTS
+) -> None:
     """Looks at every argument that is a path below the input directory, alone or behind the first `=` of an option.
 
     `root`: the input directory as the job will see it; empty where it gets one of its own, whose path nobody can know yet.
@@ -29,28 +50,28 @@ def check(command: Sequence[str], chosen: Sequence[Chosen], root: str, *, here: 
     for word in command:
         for text in (word, word.partition("=")[2]):
             path = os.path.normpath(text) if text.startswith("/") else ""
-            base = next((each for each in (root, CONTRACT) if each and path.startswith(f"{each}/")), "")
+            base = next((each for each in (root, place.contract) if each and path.startswith(f"{each}/")), "")
             if not base or (os.path.exists(path) if here else not chosen):
                 continue
             if base != root:
                 raise UsageError(
-                    what=f"The command names {text}, but here the job's input is at $FLEXAI_INPUT_CHECKPOINT_DIR.",
-                    hint=f"Let the script read that variable, or set LAUNCHER_INPUT_DIR={CONTRACT}.",
+                    what=f"The command names {text}, but here the job's {place.what} is at ${place.variable}.",
+                    hint=f"Let the script read that variable, or set {place.setting}={place.contract}.",
                 )
-            _find(text, path[len(base) + 1 :], chosen)
+            _find(text, path[len(base) + 1 :], chosen, place)
 
 
-def _find(text: str, inside: str, chosen: Sequence[Chosen]) -> None:
+def _find(text: str, inside: str, chosen: Sequence[Chosen], place: Place) -> None:
     inputs = {name: each for each in chosen for name in each.names}
     name = next((each for each in inputs if f"{inside}/".startswith(f"{each}/")), "")
     if not name:
         if _among(inside, inputs) is not None:
             return
-        raise _missing(text, "the input", inputs, inside)
+        raise _missing(text, place.every, inputs, inside, place)
     if (rest := inside[len(name) + 1 :]) and (files := _files(inputs[name])) is not None:
         level = _among(rest, files)
         if level is None:
-            raise _missing(text, f"the input {name!r}", files, rest)
+            raise _missing(text, f"the {place.what} {name!r}", files, rest, place)
 
 
 def _among(path: str, files: Iterable[str]) -> str | None:
@@ -74,7 +95,7 @@ def _files(chosen: Chosen) -> list[str] | None:
     return found
 
 
-def _missing(text: str, where: str, there: Iterable[str], path: str) -> NotFoundError:
+def _missing(text: str, where: str, there: Iterable[str], path: str, place: Place) -> NotFoundError:
     """Says what there is at the deepest folder of the path that exists."""
     files = list(there)
     folder, _, last = path.rpartition("/")
@@ -86,5 +107,7 @@ def _missing(text: str, where: str, there: Iterable[str], path: str) -> NotFound
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return NotFoundError(
         what=f"The command names {text}, which is not in {where}.",
-        hint=f"In {prefix or 'it'}: {', '.join(shown)}{more}." if shown else "No input is chosen: -C REF.",
+        hint=f"In {prefix or 'it'}: {', '.join(shown)}{more}."
+        if shown
+        else f"No {place.what} is chosen: {place.flag}.",
     )

@@ -21,10 +21,10 @@ PREVENTING = ("bind", "userns")
 
 @dataclass(frozen=True)
 class Protection:
-    """See `guard` for the fields; `rungs`, `hide` and `mounts` are in the order in which they are taken."""
+    """See `guard` for the fields; `rungs`, `inputs`, `hide` and `mounts` are in the order in which they are taken."""
 
     rungs: tuple[str, ...]
-    input: str
+    inputs: tuple[str, ...]
     mounts: tuple[tuple[str, str], ...] = ()
     views: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[str, ...] = ()

@@ -63,6 +63,12 @@ class Remote:
         """Bytes to download."""
         return sum(entry.size for entry in self.entries)
 
+    def as_it_is(self) -> Remote:
+        """The same, with an archive as the file that it is."""
+        if not self.archive:
+            return self
+        return dataclasses.replace(self, archive="", identity=f"{self.identity}\nas a file")
+
     def download(self, folder: Path, *, threads: int, on_bytes: OnBytes) -> tuple[File, ...]:
         """Brings the files below `folder`, verified by whatever digests the place has: a file with another one is downloaded
         anew, twice at most.
@@ -84,7 +90,8 @@ class Remote:
             raise SourceNotFound(source=self.url, cause=f"{error} was removed meanwhile") from error
         raise DigestMismatch(
             path=wrong[0].key,
-            checkpoint=self.url,
+            what="the files at",
+            id=self.url,
             cause=f"{_TRIES} times it came with another digest than the hub says",
             hint="Run the same command again later: only this file is downloaded anew.",
         )

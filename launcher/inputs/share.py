@@ -92,12 +92,13 @@ def unchanged(source: Path, stamps: Mapping[str, Stamp]) -> dict[str, Stamp]:
     return {path: each for path, each in stamps.items() if stamp((source / path).stat(follow_symlinks=False)) == each}
 
 
-def verify(files: Iterable[File], folder: Path, checkpoint: str, *, threads: int, on_bytes: OnBytes) -> None:
-    """Reads every file whole. Raises DigestMismatch for one that is not what the manifest says, OSError."""
+def verify(files: Iterable[File], folder: Path, what: str, identifier: str, *, threads: int, on_bytes: OnBytes) -> None:
+    """Reads every file of a checkpoint or dataset (`what`) whole. Raises DigestMismatch for one that is not what the manifest
+    says, OSError."""
 
     def one(file: File) -> None:
         if digests.of_file(folder / file.path) != file.digest:
-            raise DigestMismatch(path=file.path, checkpoint=checkpoint, cause="the store's file has other content")
+            raise DigestMismatch(path=file.path, what=what, id=identifier, cause="the store's file has other content")
         on_bytes(file.size)
 
     with ThreadPoolExecutor(threads, "verify") as pool:

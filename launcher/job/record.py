@@ -58,7 +58,7 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Id in the store; None for a path or URL."""
     path: str
     rung: str
-    """What makes it read-only: bind, userns, landlock, permissions, none, engine."""
+    """What makes it read-only: bind, userns, landlock, permissions, none, engine; empty until the job has started."""
     size: int = 0
     writable: bool = False
     """The job had a view of its own that it could change; the input itself was read-only all the same."""
@@ -66,6 +66,20 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """It arrived while the job read it."""
     problem: str = ""
     """Why a read of a lazy input failed."""
+
+
+class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One dataset as the job saw it; `digest` of its content, `path` and `rung` as of an input."""
+
+    reference: str
+    name: str
+    version: int | None
+    id: str
+    digest: str
+    path: str
+    rung: str
+    size: int = 0
+    writable: bool = False
 
 
 class Attempt(msgspec.Struct, kw_only=True):
@@ -77,6 +91,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     started: float
     ended: float | None = None
     inputs: list[InputRecord] = []
+    datasets: list[DatasetRecord] = []
     guarantee: str = ""
     """In words: what keeps the input from being changed."""
     device: str = ""
@@ -115,7 +130,7 @@ class JobRecord(msgspec.Struct, kw_only=True):
     skipped: list[dict[str, Any]] = []
     """What was seen and not collected: name and reason."""
     source: dict[str, str] = {}
-    """Repository and commit, where the code came from one."""
+    """Where the code came from: repository, revision as asked for, commit, and a digest of what was not committed (`changes`)."""
 
     @property
     def outcome(self) -> Outcome | None:

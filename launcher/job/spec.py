@@ -35,6 +35,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
     """Input checkpoints: REF, or REF=FOLDER to choose the folder's name below the input directory."""
+    dataset: tuple[str, ...] = ()
+    """Datasets: NAME, NAME@vN or an id; NAME=MOUNT chooses the folder's name below the datasets' directory (/input)."""
     include: tuple[str, ...] = ()
     """Of the input checkpoints, only files that match one of these globs: *.json, tokenizer/*. Default: all."""
     exclude: tuple[str, ...] = ()
@@ -70,9 +72,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     work_dir: str = ""
     """Where the command runs. Default: the current folder, or the repository."""
     repository_url: str = ""
-    """The code's git repository, cloned into the job folder."""
+    """The code's git repository, by https, ssh or a path, fetched into the job folder."""
     repository_revision: str = ""
-    """Branch, tag or commit of it."""
+    """Branch, tag or commit of it, also the beginning of a commit's id. Default: the repository's own default branch."""
+    repository_token_secret: str = ""
+    """The secret (`launcher secret`) with the token that the repository's server asks for."""
+    requirements_path: str = ""
+    """A requirements file below where the command runs: its packages are installed, into an environment that jobs share.
+    Default: requirements.txt of the repository, where there is one; nothing of a folder of this machine."""
     watch: tuple[str, ...] = ()
     """Further folders whose checkpoints are collected, named JOB/FOLDER/…; relative to where the command runs."""
     resume: str = "auto"
@@ -144,7 +151,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 RESUME = frozenset({"auto", "never", "same-job"})
 """The values of `resume` that are no reference."""
-LISTS = frozenset({"checkpoint", "command", "include", "exclude", "rewrite", "watch", "stop_signal"})
+LISTS = frozenset({"checkpoint", "command", "dataset", "include", "exclude", "rewrite", "watch", "stop_signal"})
 
 
 def load(
@@ -190,7 +197,10 @@ def load(
             else f"{len(mistakes)} mistakes:\n  " + "\n  ".join(mistakes),
             hint="`launcher training run --help` shows the flags, with examples.",
         )
-    return msgspec.structs.replace(spec, name=names.check(spec.name, "job name"))
+    url = spec.repository_url
+    if url and "://" not in url and os.path.isdir(os.path.expanduser(url)):
+        url = os.path.abspath(os.path.expanduser(url))  # It is looked for again from another folder.
+    return msgspec.structs.replace(spec, name=names.check(spec.name, "job name"), repository_url=url)
 
 
 def _from_file(content: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +232,8 @@ def _check(spec: JobSpec) -> list[str]:
         mistakes.append("--runner docker needs --image IMAGE (one that has the job's libraries)")
     if spec.repository_revision and not spec.repository_url:
         mistakes.append("--repository-revision without --repository-url")
+    if spec.repository_token_secret and not spec.repository_url:
+        mistakes.append("--repository-token-secret without --repository-url")
     if spec.repository_url and spec.work_dir:
         mistakes.append("--work-dir and --repository-url exclude each other")
     try:

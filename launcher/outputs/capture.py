@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from launcher.checkpoint.manifest import Dataset
 from launcher.checkpoint.tree import Tree
 from launcher.job.record import write_atomically
 
@@ -52,8 +53,10 @@ class Capture(msgspec.Struct, frozen=True, kw_only=True):
     node: int = 0
     parents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    datasets: tuple[Dataset, ...] = ()
     repository: str = ""
     commit: str = ""
+    changes: str = ""
     command: tuple[str, ...] = ()
 
     @property

@@ -19,6 +19,7 @@ import msgspec
 
 from launcher.checkpoint import formats, paths
 from launcher.checkpoint.judgement import Context, Judgement
+from launcher.checkpoint.manifest import Dataset
 from launcher.events import Emit, event
 from launcher.outputs import candidates
 from launcher.outputs import capture as captures
@@ -45,8 +46,10 @@ class Subject:
     node: int = 0
     parents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    datasets: tuple[Dataset, ...] = ()
     repository: str = ""
     commit: str = ""
+    changes: str = ""
     command: tuple[str, ...] = ()
 
 
@@ -329,8 +332,10 @@ class Judge:
             node=subject.node,
             parents=subject.parents,
             sources=subject.sources,
+            datasets=subject.datasets,
             repository=subject.repository,
             commit=subject.commit,
+            changes=subject.changes,
             command=subject.command,
         )
         format = formats.by_name(judgement.format)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from launcher.checkpoint.manifest import Dataset
 from launcher.checkpoint.policy import Policy
 from launcher.errors import UsageError
 from launcher.events import Emit, JsonLines, Redactor, event, to_all
@@ -241,8 +242,12 @@ def subject(record: JobRecord, attempt: Attempt) -> Subject:
         attempt=attempt.number,
         parents=tuple(each.checkpoint for each in attempt.inputs if each.checkpoint),
         sources=tuple(each.reference for each in attempt.inputs if not each.checkpoint),
+        datasets=tuple(
+            dict.fromkeys(Dataset(each.name, each.version, each.id, each.digest) for each in attempt.datasets)
+        ),
         repository=record.source.get("repository", ""),
         commit=record.source.get("commit", ""),
+        changes=record.source.get("changes", ""),
         command=record.spec.command,
     )
 

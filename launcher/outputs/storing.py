@@ -72,7 +72,15 @@ def store_capture(
             facts=format.facts(tree) if format else Facts(),
             ready=format.ready(tree) if format else Ready(),
             origin=Origin(job, capture.job, capture.path, capture.node, capture.attempt),
-            lineage=Lineage(capture.parents, capture.sources, capture.repository, capture.commit, capture.command),
+            lineage=Lineage(
+                capture.parents,
+                capture.sources,
+                capture.repository,
+                capture.commit,
+                capture.command,
+                capture.datasets,
+                capture.changes,
+            ),
             safety=found.findings,
             imports=found.imports,
         )

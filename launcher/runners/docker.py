@@ -15,19 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavailable, LocalResourceError, NotFoundError
-from launcher.inputs import mentions
+from launcher.inputs import datasets, mentions
+from launcher.inputs.programs import Done
 from launcher.job.logs import Times
 from launcher.runners import handover
 from launcher.runners.handover import Handover
 from launcher.runners.output import RankLogs, write_all
 from launcher.runners.running import Exit
+from launcher.text import printable
 
 INPUT = mentions.CONTRACT
+DATASETS = datasets.CONTRACT
 OUTPUT = "/output-checkpoint"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
 LOGS = "/run/launcher/logs"
+ENVIRONMENT = "/run/launcher/environment"
 PYTHON = "python3"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What the engine sets where an image has no PATH."""
 _PIDS = 32768
 _NOBODY = 65534
 _ANSWER, _REMOVAL = 2.0, 60.0
@@ -72,9 +78,11 @@ def plan(
     shm_size: int,
     gpus: int,
     secrets: str = "",
+    environment: str = "",
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are."""
+    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are.
+    `environment`: the one with the job's packages, if it has any of its own."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
@@ -85,6 +93,29 @@ def plan(
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
         binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
+    if environment:
+        binds.append({"Type": "bind", "Source": environment, "Target": ENVIRONMENT, "ReadOnly": True})
+    request = hardened(
+        image=image, name=name, command=command, env=env, binds=binds, user=user, network=network, secrets=bool(secrets)
+    )
+    request |= {"labels": {"launcher.job": job_id}, "shm_size": shm_size}
+    if gpus:
+        request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
+    return request
+
+
+def hardened(
+    *,
+    image: str,
+    name: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    binds: Sequence[dict[str, Any]],
+    user: str,
+    network: str,
+    secrets: bool,
+) -> dict[str, Any]:
+    """What every container of ours is asked for with. `secrets`: one of the binds holds variables, which are set first."""
     request: dict[str, Any] = {
         "image": image,
         "name": name,
@@ -93,19 +124,13 @@ def plan(
         "environment": dict(env),
         "working_dir": WORK,
         "user": user,
-        "mounts": binds,
-        "labels": {"launcher.job": job_id},
+        "mounts": list(binds),
         "init": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "pids_limit": _PIDS,
-        "shm_size": shm_size,
     }
-    if network:
-        request["network"] = network
-    if gpus:
-        request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
-    return request
+    return request | ({"network": network} if network else {})
 
 
 def connect(image: str) -> Any:
@@ -143,6 +168,69 @@ def container_name(job: str) -> str:
     return f"launcher-{job}"
 
 
+def image(client: Any, image: str) -> tuple[str, str]:
+    """An image's id, and its PATH. Raises EngineUnavailable."""
+    from docker.errors import DockerException
+
+    try:
+        found = client.images.get(image)
+    except DockerException as error:
+        raise EngineUnavailable(cause=f"failed: {error}") from error
+    pairs = [each.partition("=") for each in found.attrs["Config"].get("Env") or ()]
+    return found.id, next((value for name, _, value in pairs if name == "PATH"), _PATH)
+
+
+def run_once(client: Any, request: dict[str, Any], *, stop: Callable[[], None], on_line: Callable[[str], None]) -> Done:
+    """Runs a container that is no job to its end; what has its name is removed before, and it is removed after. `on_line` gets
+    each line of its stderr. Raises EngineUnavailable, LocalResourceError, and what `stop` raises, which ends it."""
+    from docker.errors import APIError, DockerException, NotFound
+
+    output, said = bytearray(), bytearray()
+
+    def follow(stream: Any) -> None:
+        with contextlib.suppress(Exception):  # The wait below tells how it ended.
+            for out, err in stream:
+                output.extend(out or b"")
+                for line in (err or b"").decode("utf-8", "replace").splitlines():
+                    on_line(printable(line))
+                said.extend(err or b"")
+
+    container = None
+    try:
+        with contextlib.suppress(NotFound):
+            client.containers.get(request["name"]).remove(force=True, v=True)
+        container = client.containers.create(**_with_mounts(request))
+        stream = container.attach(stdout=True, stderr=True, stream=True, logs=True, demux=True)
+        thread = threading.Thread(target=follow, args=(stream,), name="output", daemon=True)
+        thread.start()
+        container.start()
+        while thread.is_alive():
+            stop()
+            thread.join(0.1)
+        code = int(container.wait(timeout=60)["StatusCode"])
+        lines = [printable(line) for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+        return Done(code, output.decode("utf-8", "replace"), tuple(lines[-200:]))
+    except APIError as error:
+        raise LocalResourceError(
+            what=f"The Docker engine refused the container: {error.explanation or error}"
+        ) from error
+    except (DockerException, OSError) as error:
+        raise EngineUnavailable(cause=f"failed: {error}") from error
+    finally:
+        if container is not None:
+            with contextlib.suppress(DockerException, OSError):
+                container.remove(force=True, v=True)
+
+
+def _with_mounts(request: dict[str, Any]) -> dict[str, Any]:
+    from docker.types import Mount
+
+    mounts = [
+        Mount(each["Target"], each["Source"], type="bind", read_only=each["ReadOnly"]) for each in request["mounts"]
+    ]
+    return request | {"mounts": mounts}
+
+
 class Container:
     """A started container. Its output is followed live; it is removed at the end, whatever the end."""
 
@@ -161,12 +249,9 @@ class Container:
     ) -> None:
         """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
         from docker.errors import APIError, DockerException
-        from docker.types import DeviceRequest, Mount
+        from docker.types import DeviceRequest
 
-        arguments = dict(request)
-        arguments["mounts"] = [
-            Mount(each["Target"], each["Source"], type="bind", read_only=each["ReadOnly"]) for each in request["mounts"]
-        ]
+        arguments = _with_mounts(request)
         if "device_requests" in arguments:
             arguments["device_requests"] = [
                 DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])

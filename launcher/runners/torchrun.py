@@ -78,26 +78,27 @@ def _python_target(command: Sequence[str], python: str) -> tuple[str, list[str] 
     return python, None
 
 
-def check_command(command: Sequence[str], work_dir: str) -> None:
-    """The script or program exists, before anything long starts. Raises CommandNotFound, CommandNotExecutable."""
+def check_command(command: Sequence[str], work_dir: str, *, programs: bool = True, path: str | None = None) -> None:
+    """The script or program exists, before anything long starts. `programs`: whether those on PATH (`path`, else the launcher's
+    own) are there by now. Raises CommandNotFound, CommandNotExecutable."""
     first = command[0]
     rest = command[1:]
     if not first.endswith(".py") and first != "-m" and os.path.basename(first) not in ("env",):
         if "/" in first:
-            path = os.path.join(work_dir, first)
-            if not os.path.exists(path):
-                raise CommandNotFound(command=first, hint=f"There is no {path}.")
-            if os.path.isdir(path) or not os.access(path, os.X_OK):
+            program = os.path.join(work_dir, first)
+            if not os.path.exists(program):
+                raise CommandNotFound(command=first, hint=f"There is no {program}.")
+            if os.path.isdir(program) or not os.access(program, os.X_OK):
                 raise CommandNotExecutable(
-                    command=first, cause="it is a folder" if os.path.isdir(path) else "chmod +x it"
+                    command=first, cause="it is a folder" if os.path.isdir(program) else "chmod +x it"
                 )
-        elif not shutil.which(first):
+        elif programs and not shutil.which(first, path=path):
             raise CommandNotFound(command=first, hint="It is not on PATH.")
     script = first if first.endswith(".py") else next((word for word in rest[:2] if word.endswith(".py")), None)
     if script and (first.endswith(".py") or os.path.basename(first).startswith("python")):
-        path = os.path.join(work_dir, script)
-        if not os.path.exists(path):
-            raise CommandNotFound(command=script, hint=f"There is no {path}; the command runs in {work_dir}.")
+        if not os.path.exists(os.path.join(work_dir, script)):
+            where = f"There is no {os.path.join(work_dir, script)}; the command runs in {work_dir}."
+            raise CommandNotFound(command=script, hint=where)
 
 
 def patience(grace: float) -> dict[str, str]:

@@ -17,6 +17,7 @@ from launcher.decoding import decode
 from launcher.errors import ManifestInvalid, ObjectDamaged
 from launcher.ids import is_id
 from launcher.store import layout
+from launcher.store.datasets import FOLDER, Datasets
 from launcher.store.protection import Pin, Use
 from launcher.store.reading import VersionBody
 from launcher.store.removal import Tombstone
@@ -44,11 +45,23 @@ class Checked:
     files: int
     damage: tuple[Damage, ...]
     notes: tuple[str, ...]
+    datasets: int = 0
 
 
 def check(store: Store, *, read_data: bool) -> Checked:
     """Checks every object of the store; `read_data`: also every byte of every file. Raises StoreError, AccessDenied."""
     return _Check(store).run(read_data)
+
+
+def whole(store: Store, datasets: Datasets | None, *, read_data: bool) -> Checked:
+    """The same of a store with its datasets, whose keys begin with `datasets/`."""
+    own = check(store, read_data=read_data)
+    if not datasets:
+        return own
+    below = check(datasets, read_data=read_data)
+    damage = tuple(Damage(f"{FOLDER}/{each.key}", each.cause) for each in below.damage)
+    notes = tuple(f"{FOLDER}: {note}" for note in below.notes)
+    return Checked(own.checkpoints, own.files + below.files, own.damage + damage, own.notes + notes, below.checkpoints)
 
 
 class _Check:

@@ -22,6 +22,7 @@ from launcher.checkpoint.manifest import Abort
 from launcher.errors import ManifestInvalid, StoreUnsupported
 from launcher.ids import is_id
 from launcher.store import layout, removal
+from launcher.store.datasets import FOLDER, Datasets
 from launcher.store.store import SCHEMA, Store
 from launcher.transfer.object_store import Entry, Missing, Theirs, create
 
@@ -74,6 +75,19 @@ def collect(store: Store, *, older: float, dry_run: bool = False) -> Collected:
         elif dry_run or _remove(store, found, now):
             removed.append(found)
     return Collected(tuple(removed), tuple(young), _notes(store))
+
+
+def whole(store: Store, datasets: Datasets | None, *, older: float, dry_run: bool = False) -> Collected:
+    """The same of a store with its datasets."""
+    below = collect(datasets, older=older, dry_run=dry_run) if datasets else Collected((), (), ())
+    own = collect(store, older=older, dry_run=dry_run)
+
+    def joined(inner: Sequence[Leftover], outer: Sequence[Leftover]) -> tuple[Leftover, ...]:
+        # Of temporary objects and parts the store lists those of its datasets too.
+        return (*inner, *(each for each in outer if not each.what.startswith(f"{FOLDER}/")))
+
+    notes = tuple(dict.fromkeys((*own.notes, *below.notes)))
+    return Collected(joined(below.removed, own.removed), joined(below.young, own.young), notes)
 
 
 def _leftovers(store: Store, now: float) -> Iterator[Leftover]:

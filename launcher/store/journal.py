@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -21,12 +22,17 @@ from launcher.checkpoint.manifest import File
 from launcher.decoding import decode
 from launcher.ids import is_id, new_id
 from launcher.store import layout, removal
+from launcher.store.reading import Reader
 from launcher.store.store import Store
 from launcher.transfer.digest import of_bytes
 
 
 class _Head(msgspec.Struct, frozen=True):
+    """`words`: which push it is. (Journals of older releases do not say it.)"""
+
     id: str
+    store: str = ""
+    words: tuple[str, ...] = ()
 
 
 class _Sent(msgspec.Struct, frozen=True):
@@ -44,6 +50,7 @@ class Journal:
     def __init__(self, store: Store, folder: str, words: tuple[str, ...]) -> None:
         self.id = new_id()
         self._store = store
+        self._words = words
         self._sent: dict[str, _Sent] = {}
         self._fd = -1
         key = of_bytes("\0".join((store.url, *words)).encode("utf-8", "surrogateescape"))
@@ -116,7 +123,7 @@ class Journal:
         self.id, self._sent = new_id(), {}
         if self._fd >= 0:
             os.ftruncate(self._fd, 0)
-            self._append(_Head(self.id))
+            self._append(_Head(self.id, self._store.url, self._words))
 
     def _append(self, line: _Head | _Sent) -> None:
         if self._fd >= 0:
@@ -127,6 +134,34 @@ class Journal:
         """The checkpoint is committed."""
         if self._path and self._fd >= 0:
             self._path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Push:
+    """A push that was begun on this machine and is not over. `live`: a process is at it; else it was cut off."""
+
+    id: str
+    words: tuple[str, ...]
+    live: bool
+
+
+def unfinished(store: Reader, folder: str) -> list[Push]:
+    """The pushes to a store that are not over, in the order of their ids; those of another user are not seen."""
+    found = []
+    for path in Path(folder, "pushes").glob("*"):
+        try:
+            with open(path, "rb") as file:
+                head = decode(file.readline(), _Head)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    live = False
+                except BlockingIOError:
+                    live = True
+        except (OSError, ValueError):
+            continue
+        if head.store == store.url and head.words:
+            found.append(Push(head.id, head.words, live))
+    return sorted(found, key=lambda each: each.id)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

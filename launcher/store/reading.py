@@ -18,7 +18,7 @@ from launcher.checkpoint import reference as references
 from launcher.checkpoint.manifest import Abort, Manifest
 from launcher.checkpoint.reference import Reference
 from launcher.decoding import decode
-from launcher.errors import CheckpointNotFound, ManifestInvalid, ObjectDamaged, UsageError
+from launcher.errors import CheckpointNotFound, ManifestInvalid, NotFoundError, ObjectDamaged, UsageError
 from launcher.ids import is_id
 from launcher.names import key as name_key
 from launcher.settings import nearest
@@ -69,6 +69,10 @@ class Checkpoint:
 
 class Reader:
     """What is in the store of a place. `index`: a folder for copies of manifests. One object may serve several threads."""
+
+    noun = "checkpoint"
+    """What it holds, as messages and commands call it."""
+    not_found: type[NotFoundError] = CheckpointNotFound
 
     def __init__(self, place: ObjectStore, *, timeout: float, threads: int = 16, index: str | None = None) -> None:
         self.place = place
@@ -183,7 +187,7 @@ class Reader:
             except Missing:
                 break
             return Checkpoint(manifest, self.version_of(manifest))
-        raise CheckpointNotFound(ref=ref.text, store=self.url, hint=self._hint(ref))
+        raise self.not_found(ref=ref.text, store=self.url, hint=self._hint(ref))
 
     def _of_job(self, ref: Reference) -> Checkpoint:
         if ref.version is None:
@@ -283,7 +287,7 @@ class Reader:
         near = nearest(ref.value, known)
         if near:
             return f"Nearest names: {', '.join(near)}"
-        return None if known else "The store is empty: launcher checkpoint push NAME --file FOLDER"
+        return None if known else f"There is none yet: launcher {self.noun} push NAME --file FOLDER"
 
 
 def _decode(body: bytes, key: str, identifier: str, digest: str) -> Manifest:

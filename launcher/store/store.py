@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,6 +27,9 @@ from launcher.transfer.local import LocalStore
 from launcher.transfer.object_store import Missing, Moved, OnBytes, Ours, Theirs, create
 from launcher.transfer.places import open_place
 from launcher.transfer.retry import call
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Aborted", "Checkpoint", "Store"]
 
@@ -49,7 +53,7 @@ class Store(Reader):
     _ready = False
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str]) -> Store:
+    def open(cls, settings: Settings, environ: Mapping[str, str]) -> Self:
         """The store of the settings. Nothing is contacted yet."""
         place = open_place(
             settings.store,

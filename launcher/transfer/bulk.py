@@ -4,14 +4,18 @@ A unit is a block of 16 MiB or a whole smaller file. It is written at its place 
 taken, and fetched again (four times at most) where the digest is another one than the manifest's. A file that is there already,
 whole or begun, is read first: blocks whose digest is right are kept, so that after a crash a download goes on where it was.
 
-Everything is synced. The disk gets each unit to write as soon as it is there, so that little is left to wait for at the end, and
-small files are synced many together: the first one's sync commits what the file system has to note down about all of them.
+Everything is synced, beside the downloading. The disk gets each unit to write as soon as it is there, so that little is left to
+wait for at the end, and small files are synced many together: the first one's sync commits what the file system has to note down
+about all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +31,8 @@ _TRIES = 5
 _TICK = 0.1
 _TOGETHER = 128
 """Small files that are open and synced together."""
+_BATCHES = 2
+"""So many times as many, or large files, may wait for the disk: each is open."""
 _SYNC_FILE_RANGE_WRITE = 2
 _END = 1.0
 """Seconds that the threads get to end after a failure; one that waits for the network is left to itself."""
@@ -105,7 +111,7 @@ def download(
     deadline = time.monotonic() + _END
     for worker in workers:
         worker.join(max(deadline - time.monotonic(), 0))
-    if not any(worker.is_alive() for worker in workers):
+    if syncing.stop(deadline) and not any(worker.is_alive() for worker in workers):
         for file in files:  # A thread that hangs in the network may still write into its own.
             file.close()
     if failures:
@@ -263,31 +269,62 @@ class Arriving:
 
 
 class Syncing:
-    """Syncs files that are whole: a large one at once, small ones together."""
+    """Syncs files that are whole, in a thread of its own beside those that download: a large one alone, small ones together."""
 
     def __init__(self) -> None:
-        self._waiting: list[Arriving] = []
+        self._small: list[Arriving] = []
         self._lock = threading.Lock()
+        self._waiting = queue.Queue[list[Arriving] | None](_BATCHES)
+        self._thread: threading.Thread | None = None
+        self._failure: OSError | None = None
 
     def add(self, file: Arriving) -> None:
-        if file.count > 1:
-            file.sync()
-            return
+        """Takes a file that is whole. Waits where the disk is far behind. Raises OSError of a file before it."""
         with self._lock:
-            self._waiting.append(file)
-            if len(self._waiting) < _TOGETHER:
-                return
-            full, self._waiting = self._waiting, []
-        _sync(full)
+            if self._failure:
+                raise self._failure
+            self._thread = self._thread or self._start()
+            if file.count > 1:
+                full = [file]
+            else:
+                self._small.append(file)
+                if len(self._small) < _TOGETHER:
+                    return
+                full, self._small = self._small, []
+        self._waiting.put(full)
 
     def end(self) -> None:
-        """Syncs what is left."""
-        _sync(self._waiting)
+        """Syncs what is left. Raises OSError."""
+        if self._thread:
+            self._waiting.put(self._small)
+            self._waiting.put(None)
+            self._thread.join()
+        if self._failure:
+            raise self._failure
 
+    def stop(self, deadline: float) -> bool:
+        """After a failure: leaves what was not synced. Waits for the file that is being synced until `deadline` (monotonic);
+        False when it takes longer."""
+        if not self._thread:
+            return True
+        self._failure = self._failure or OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=max(deadline - time.monotonic(), 0))
+        self._thread.join(max(deadline - time.monotonic(), 0))
+        return not self._thread.is_alive()
 
-def _sync(files: list[Arriving]) -> None:
-    for file in files:
-        file.sync()
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="sync", daemon=True)
+        thread.start()
+        return thread
+
+    def _run(self) -> None:
+        while (files := self._waiting.get()) is not None:
+            try:
+                for file in files if not self._failure else ():
+                    file.sync()
+            except OSError as error:
+                self._failure = error
 
 
 def begin_to_write(fd: int, start: int, length: int) -> None:

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from launcher.errors import StoreUnavailable
 
 _FIRST = 4
-_WINDOW = 0.5
-"""Seconds that a rate is measured for, at least; and until twice as many requests have ended as there are lanes."""
+_WINDOWS = ((0.2, 8), (0.5, 2))
+"""Seconds that a rate is measured for, and how many requests for each lane have ended then: one of both, at least."""
+_PAUSE = 0.2
+"""Seconds without a request after which a rate begins anew, and in which one burst of refusals counts once."""
 _GROWTH = 1.2
 """What twice as many must bring: where the waiting is far away it is nearly 2, and two windows of the same differ by a tenth."""
 _AGAIN = 10.0
@@ -52,7 +54,7 @@ class Lanes:
         """One request for `size` bytes, as soon as there is a lane for it."""
         with self._changed:
             self._changed.wait_for(lambda: self._taken < self.limit)
-            if not self._taken and self._clock() - self._last > _WINDOW:
+            if not self._taken and self._clock() - self._last > _PAUSE:
                 self._begin()  # Nothing was asked for meanwhile.
             self._taken += 1
         try:
@@ -67,7 +69,7 @@ class Lanes:
                 else:
                     self._moved += size + _REQUEST
                 seconds = self._last - self._since
-                if seconds >= _WINDOW and self._ended >= 2 * self.limit:
+                if any(seconds >= least and self._ended >= each * self.limit for least, each in _WINDOWS):
                     self._judge(self._moved / seconds)
                     self._begin()
                 self._changed.notify_all()
@@ -88,7 +90,7 @@ class Lanes:
         with self._changed:
             now = self._clock()
             if not _OVERLOADED.search(str(error.facts["cause"])) or (
-                self._best == math.inf and now - self._settled < _WINDOW
+                self._best == math.inf and now - self._settled < _PAUSE
             ):
                 return  # One burst of such answers is cut once.
             self.limit = self._best_limit = max(1, self.limit // 2)

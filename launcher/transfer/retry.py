@@ -25,7 +25,7 @@ _FIRST_WAIT = 0.1
 """Seconds, at most, before the first time that something is tried again."""
 
 
-def policy(timeout: float) -> Retrying:
+def policy(timeout: float, sleep: Callable[[float], None] = time.sleep) -> Retrying:
     """Attempts for `for attempt in policy(timeout): with attempt: …`; the last failure is raised after `timeout` seconds."""
     import tenacity  # 40 ms, and a local store that works never needs it
 
@@ -34,6 +34,7 @@ def policy(timeout: float) -> Retrying:
         retry=tenacity.retry_if_exception_type(StoreUnavailable),
         wait=lambda state: max(jitter(state), _asked(state.outcome.exception() if state.outcome else None)),
         stop=tenacity.stop_after_delay(timeout),
+        sleep=sleep,
         reraise=True,
     )
 
@@ -44,14 +45,14 @@ def _asked(error: BaseException | None) -> float:
     return asked if isinstance(asked, float) else 0.0
 
 
-def call(function: Callable[[], T], timeout: float) -> T:
-    """Calls `function` until it succeeds, fails for good, or has failed for `timeout` seconds."""
+def call(function: Callable[[], T], timeout: float, sleep: Callable[[float], None] = time.sleep) -> T:
+    """Calls `function` until it succeeds, fails for good, or has failed for `timeout` seconds. `sleep` may raise to end it."""
     try:
         return function()
     except StoreUnavailable as error:
         wait = max(random.uniform(0, _FIRST_WAIT), _asked(error))
-    time.sleep(wait)
-    return policy(timeout)(function)
+    sleep(wait)
+    return policy(timeout, sleep)(function)
 
 
 def engine_config(timeout: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def attacked(rung: str, store: Store, name: str, folder: Path) -> tuple[str, str
     (folder / "output").mkdir()
     protection = Protection(
         rungs=(rung,),
-        input=str(target.parent),
+        inputs=(str(target.parent),),
         mounts=((provided.path, str(target)),),
         hide=tuple(provided.same_bytes),
     )

@@ -82,6 +82,7 @@ def world(home: Launcher, run: Warm) -> Path:
         (("checkpoint", "push", "base", "--file", "m"), ""),
         (("checkpoint", "push", "deleted", "--file", "m", "--parent", "base"), ""),
         (("checkpoint", "delete", "deleted", "--yes"), ""),
+        (("dataset", "push", "words", "--file", "m"), ""),
         (("secret", "create", "hf-token"), "hidden-value"),
         (("storage", "create", "lab", "--provider", "s3", "--secret", "hf-token"), ""),
         (("training", "run", "ft_01", "--settle", "0.1s", "--", "sh", "-c", script), ""),

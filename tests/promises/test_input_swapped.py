@@ -56,7 +56,7 @@ def test_what_is_swapped_with_a_link_is_refused(tmp_path: Path, rung: str, what:
     leads_to = outside if what == "the folder above it" else outside / "base"
     (root / "link").symlink_to(leads_to)
     protection = Protection(
-        rungs=(rung,), input=str(target.parent), mounts=((str(source), str(target)),), hide=(str(source.parent),)
+        rungs=(rung,), inputs=(str(target.parent),), mounts=((str(source), str(target)),), hide=(str(source.parent),)
     )
     swapper = subprocess.Popen(
         [sys.executable, "-c", _SWAP, str(swapped), str(root / "link")], stdout=subprocess.PIPE, text=True

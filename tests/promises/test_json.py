@@ -80,6 +80,9 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         ask("checkpoint push base --file m")
         ask("checkpoint push base --file m")
         ask("checkpoint push base --file n --parent base")
+        ask("dataset push words --file m")
+        ask("dataset push words --file n")
+        ask("dataset delete words@v1 --yes")
         do("secret", "create", "token", stdin="hidden-value")
         do("storage", "create", "lab", "--provider", "s3", "--secret", "token")
         job = (
@@ -90,12 +93,13 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
             "-c",
             f'set -- "$FLEXAI_OUTPUT_CHECKPOINT_DIR"; {write.replace("$0", "$1")}',
         )
-        do("training", "run", "ft", "-C", "base", *job)
+        do("training", "run", "ft", "-C", "base", "-D", "words", *job)
         ask("checkpoint delete ft/step-1 --yes")
         for line in (
             "training list", "training inspect ft", "training checkpoints ft", "checkpoint list", "checkpoint inspect base",
             "checkpoint verify base", "checkpoint verify m", "checkpoint log ft/step-2", "checkpoint diff base base@v1",
             "checkpoint pin base", "checkpoint unpin base", "checkpoint prune --job ft --keep last=1 --dry-run",
+            "dataset list", "dataset inspect words", "dataset verify words",
             "checkpoint gc --dry-run", "checkpoint check", "cache list", "cache prune --all --dry-run", "cache verify",
             "storage list", "storage inspect lab", "secret list", "recover ft", "recover --all", "config show", "doctor",
         ):  # fmt: skip

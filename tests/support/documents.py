@@ -203,8 +203,70 @@ class Sound(Document):
     sound: bool
     checkpoints: int
     files: int
+    datasets: int
     damage: list[Damage]
     notes: list[str]
+
+
+class DatasetMetadata(Document):
+    """Of a dataset."""
+
+    name: str
+    id: str
+    version: int | None
+    created: float = 0.0
+    """Absent while it is pushed."""
+
+
+class DatasetSpec(Document):
+    """Where a dataset came from."""
+
+    sources: list[str]
+
+
+class DatasetStatus(Document):
+    """What a dataset holds; while it is pushed, and after a push that was cut off, no more than `status` and `cause`."""
+
+    status: Literal["available", "uploading", "syncing", "error"]
+    size: int = 0
+    file_count: int = 0
+    digest: str = ""
+    """Of all its paths and bytes: two with the same one are the same."""
+    files: list[File] = []
+    """`inspect` only."""
+    cause: str = ""
+
+
+class Dataset(Document):
+    """A dataset, in FlexAI's shape."""
+
+    kind: Literal["dataset"]
+    metadata: DatasetMetadata
+    spec: DatasetSpec
+    status: DatasetStatus
+
+
+class DatasetPushed(Dataset):
+    """A dataset that was pushed."""
+
+    repeated: bool
+    """It is the newest version as it was: nothing had changed."""
+
+
+class DatasetVerified(Document):
+    """Whether the store has all of a dataset."""
+
+    name: str
+    """With its version."""
+    id: str
+    whole: bool
+    reasons: list[str]
+
+
+class DatasetsDeleted(Document):
+    """The versions of datasets that were deleted."""
+
+    deleted: list[DatasetMetadata]
 
 
 class Job(JobRecord, forbid_unknown_fields=True, kw_only=True):
@@ -220,6 +282,8 @@ class Cached(Document):
     """An entry of the node cache."""
 
     id: str
+    kind: str
+    """checkpoint, dataset or environment."""
     name: str
     source: str
     size: int
@@ -304,6 +368,11 @@ DOCUMENTS: dict[str, Any] = {
     "checkpoint prune": Pruned,
     "checkpoint gc": Cleared,
     "checkpoint check": Sound,
+    "dataset push": DatasetPushed,
+    "dataset list": list[Dataset],
+    "dataset inspect": Dataset,
+    "dataset verify": DatasetVerified,
+    "dataset delete": DatasetsDeleted,
     "cache list": list[Cached],
     "cache prune": list[Cached],
     "cache verify": list[CheckedEntry],

@@ -21,7 +21,8 @@ _LARGE = 1000
 
 @dataclass
 class Hub:
-    """`url` is HF_ENDPOINT. Every repository ORG/NAME is a folder below `folder`. `token`: what it asks for."""
+    """`url` is HF_ENDPOINT. Every repository ORG/NAME is a folder below `folder`, a dataset's below its
+    `datasets`. `token`: what it asks for."""
 
     url: str
     folder: Path
@@ -39,11 +40,14 @@ class Hub:
             handler.send(401, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
             return True
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            self._info(handler, "/".join(parts[2:4]), parts[5] if parts[4:5] == ["revision"] else "main")
+        if parts[:2] in (["api", "models"], ["api", "datasets"]):
+            below = "datasets/" if parts[1] == "datasets" else ""
+            self._info(handler, below + "/".join(parts[2:4]), parts[5] if parts[4:5] == ["revision"] else "main")
             return True
+        below = ["datasets"] if parts[0] == "datasets" else []
+        parts = parts[len(below) :]
         if len(parts) > 4 and parts[2:4] == ["resolve", COMMIT]:
-            inside = "/".join([*parts[:2], *parts[4:]])
+            inside = "/".join([*below, *parts[:2], *parts[4:]])
             if (self.folder / inside).stat().st_size >= _LARGE:
                 handler.send(
                     302,
