@@ -29,6 +29,12 @@ _GROUPS = {
     "completion": ("launcher.cli.config", "completion", "Print the shell completion script."),
 }
 
+_FOREIGN = {
+    "auth": "Nobody signs in: storages have secrets (launcher secret, launcher storage), clouds their usual credentials.",
+    "code-registry": "A job names its repository: training run … --repository-url URL [--repository-token-secret NAME].",
+    "source": "A job names its repository: training run … --repository-url URL --repository-revision REV.",
+}
+"""FlexAI's groups of commands that have no counterpart, and what to do instead."""
 _CLOSED = 141
 """The exit code where nobody reads the output any more (`launcher … | head`): 128 + SIGPIPE, as other programs have."""
 
@@ -52,6 +58,10 @@ class _Lazy(click.Group):
         if args and args[0] not in _GROUPS:
             import difflib
 
+            if args[0] in _FOREIGN:
+                from launcher.errors import UsageError
+
+                raise UsageError(what=f"There is no {args[0]!r} here.", hint=_FOREIGN[args[0]])
             near = difflib.get_close_matches(args[0], _GROUPS, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)

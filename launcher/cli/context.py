@@ -77,15 +77,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     lengths = [max(map(_width, column)) for column in zip(columns, *cells)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if width and sum(lengths) + 2 * (len(lengths) - 1) > width:
-        for row in cells:
-            click.echo("\n".join(_block(columns, row, width)))
+        click.echo("\n".join(part for row in cells for part in _block(columns, row, width)))
         return
 
     def line(row: Sequence[str]) -> str:
         return "  ".join(cell + " " * (length - _width(cell)) for cell, length in zip(row, lengths)).rstrip()
 
-    click.echo(click.style(line(columns), bold=True))
-    click.echo("\n".join(map(line, cells)))
+    click.echo("\n".join([click.style(line(columns), bold=True), *map(line, cells)]))
 
 
 def _width(text: str) -> int:
