@@ -6,14 +6,15 @@ import dataclasses
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from launcher import model_folder
 from launcher.errors import CheckpointNotFound, DatasetNotFound, InputChanged
-from launcher.events import Emit, Redactor, event
+from launcher.events import Emit, Event, Redactor, event
 from launcher.health import Health
 from launcher.inputs import choose
 from launcher.inputs import datasets as choosing
@@ -22,7 +23,7 @@ from launcher.inputs.cache import NodeCache
 from launcher.inputs.choose import Chosen
 from launcher.inputs.selection import Selection
 from launcher.job.folder import JobFolder
-from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome
+from launcher.job.record import Attempt, DatasetRecord, InputRecord, JobRecord, Outcome, Server
 from launcher.job.restarts import Restart
 from launcher.job.spec import JobSpec
 from launcher.outputs import capture as captures
@@ -31,6 +32,7 @@ from launcher.outputs.uploader import Uploader
 from launcher.outputs.watcher import Subject
 from launcher.prepare import Checked, Prepared
 from launcher.restoring import Resumed
+from launcher.runners.answering import Answering
 from launcher.runners.docker import Container
 from launcher.runners.process import Process
 from launcher.runners.running import Running
@@ -109,11 +111,13 @@ def begin(job: Job, *, earlier: int) -> Attempt:
         record.attempts[-1].outcome = Outcome(
             code=137, origin="platform", cause=_LOST, failure="signal", kind="lost", retryable=True
         )
+        record.change("failed", _LOST)
     number = max([earlier, *(each.number for each in record.attempts)]) + 1
     attempt = Attempt(
         number=number, host=os.uname().nodename, pid=os.getpid(), started=time.time(), device=job.checked.device
     )
     record.attempts.append(attempt)
+    record.change("scheduling", f"Attempt {number}: {attempt.host}, device {attempt.device}.")
     job.health.phase = "prepare"
     log = job.folder.path / "logs" / "job.log"
     attempt.log_start = log.stat().st_size if log.exists() else 0
@@ -140,6 +144,34 @@ def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder
     )  # fmt: skip
 
 
+def noting(record: JobRecord, folder: JobFolder) -> Emit:
+    """An `Emit` that keeps in the record when the job was told to stop, and when it was killed."""
+
+    def note(event: Event) -> None:
+        if event.kind in ("stop-requested", "killed"):
+            record.change("stop in progress", f"{event.text}.")
+            folder.note(record)
+
+    return note
+
+
+def answering(job: Job, running: Running, prepared: Prepared, changed: Callable[[], None]) -> Answering:
+    """An inference job's server, asked whether it answers; the record's attempt has the state, and `changed` is called for
+    each new one."""
+    spec, attempt = job.spec, job.record.attempts[-1]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(spec.host, spec.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{spec.port}"
+    attempt.server = Server(
+        url=url, health=url + (spec.health or "/health"), since=time.time(),
+        chat=model_folder.has_chat_template(prepared.provided),
+    )  # fmt: skip
+    changed()
+    return Answering(
+        running, attempt.server, timeout=spec.ready_timeout, grace=spec.grace, any_page=not spec.health, emit=job.emit,
+        changed=changed,
+    )  # fmt: skip
+
+
 def put_again(spool: Path, collector: Collector) -> None:
     """What an earlier attempt captured and could not store yet."""
     for capture in captures.load(spool):
@@ -151,9 +183,10 @@ def pause(job: Job, restart: Restart) -> bool:
     attempt's outcome says so then."""
     last = job.record.attempts[-1]
     assert last.outcome
-    job.folder.write(job.record)
     text = f"Attempt {last.number}: {last.outcome.cause} Trying again: {restart.reason}"
     text += f", in {duration(restart.wait)}" if restart.wait else ""
+    job.record.change("enqueued", job.redactor.text(text))
+    job.folder.write(job.record)
     job.emit(event("attempt-ended", text, "warning", attempt=last.number, code=last.outcome.code, wait=restart.wait))
     deadline = time.monotonic() + restart.wait
     while not job.stops.asked and (left := deadline - time.monotonic()) > 0:

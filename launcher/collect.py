@@ -81,6 +81,7 @@ def collect(
     health.record, health.emit = record, to_all(console, events, health)
     attempt = record.attempts[-1]
     attempt.host, attempt.pid, attempt.output, attempt.outcome = os.uname().nodename, os.getpid(), str(output), None
+    record.change("in progress", "What the job writes is collected.")
     folder.write(record)
     folder.owe()
     try:

@@ -87,6 +87,20 @@ def _check_apart(inside: Path, setting: str, output: Path) -> None:
         )
 
 
+def others(spec: JobSpec, environ: Mapping[str, str], folder: JobFolder) -> Path:
+    """Where the job writes what is no checkpoint. In an entrypoint FLEXAI_OUTPUT_DIR, else /output where the image has it; else
+    in the job folder."""
+    path = folder.path / "output"
+    if spec.runner == "entrypoint":
+        chosen = environ.get("FLEXAI_OUTPUT_DIR", "")
+        if chosen and not _usable(chosen):
+            raise AccessDenied(what=chosen, cause="the folder cannot be made or written")
+        if chosen or os.access(docker.OTHERS, os.W_OK | os.X_OK):
+            return Path(os.path.abspath(chosen or docker.OTHERS))
+    path.mkdir(exist_ok=True)
+    return path
+
+
 def _usable(path: str) -> bool:
     try:
         os.makedirs(path, exist_ok=True)

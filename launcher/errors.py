@@ -16,6 +16,7 @@
     │   ├── UnsafePath
     │   ├── ArchiveRefused                damaged, or with members that no checkpoint has
     │   ├── FormatBroken                  a checkpoint that its own library could not load
+    │   ├── NotReady                      it cannot be served as it is
     │   ├── RequirementsFailed            packages that the job's code names cannot be installed
     │   ├── UnsafePickle                  loading it may run code, and --pickles deny was asked for
     │   └── InputChanged                  the job wrote into its read-only input
@@ -30,9 +31,13 @@
     │   ├── MountFailed
     │   ├── LockTimeout
     │   ├── EngineUnavailable             the container engine
-    │   └── TooFewAccelerators
+    │   ├── TooFewAccelerators
+    │   ├── PortTaken
+    │   └── ServerSilent                  a server that ended well, and never answered
     ├── AccessDenied                 77
+    ├── TagMoved                     75   by somebody else at the same time; retryable
     ├── Preempted                    75   stopped before the job started; retryable
+    ├── StillRunning                 75   it was waited for, and has not ended; retryable
     └── CommandNotFound             127   and CommandNotExecutable, 126: the job itself could not start
 
 A class carries its exit code (sysexits.h where one fits), whether trying again can help, and the templates of its
@@ -185,6 +190,14 @@ class FormatBroken(InvalidDataError):
     default_hint = "`launcher checkpoint verify` says what is missing; save it again, or choose another one."
 
 
+class NotReady(InvalidDataError):
+    """A checkpoint that an inference server cannot load as it is."""
+
+    kind = "not-ready"
+    message = "{ref} is not ready for inference: {cause}."
+    default_hint = "`launcher training checkpoints JOB` shows which are (INFERENCE READY)."
+
+
 class RequirementsFailed(InvalidDataError):
     """The packages of a requirements file cannot be installed."""
 
@@ -314,6 +327,22 @@ class TooFewAccelerators(LocalResourceError):
     default_hint = "Ask for {found} with --accels {found}, or run on the CPU with --device cpu."
 
 
+class PortTaken(LocalResourceError):
+    """Another process listens at the port that was asked for."""
+
+    kind = "port-taken"
+    message = "{host}:{port} cannot be had: {cause}."
+    default_hint = "Choose another one with --port; without it, a free one is taken."
+
+
+class ServerSilent(LocalResourceError):
+    """An inference job's server ended without an error before it ever answered."""
+
+    kind = "server-silent"
+    message = "The server ended, and {cause}."
+    default_hint = "Its log says what it did: launcher inference logs {job}. --health PATH is where it is asked."
+
+
 class AccessDenied(LauncherError):
     """Credentials are missing or not enough, here or at the store."""
 
@@ -321,6 +350,16 @@ class AccessDenied(LauncherError):
     exit_code = 77
     message = "Access to {what} was refused: {cause}."
     default_hint = "Check who you are here, the owner and mode of the folder, or the credentials."
+
+
+class TagMoved(LauncherError):
+    """Somebody else moved the tag at the same time, and was first."""
+
+    kind = "tag-moved"
+    exit_code = 75
+    retryable = True
+    message = "{tag} was moved to {place} by somebody else at the same time; nothing was changed."
+    default_hint = "Look where it is now (launcher checkpoint tags --history), and move it if it is still wrong."
 
 
 class Preempted(LauncherError):
@@ -331,6 +370,16 @@ class Preempted(LauncherError):
     retryable = True
     message = "Stopped by {signal} before the job started; nothing was run."
     default_hint = "Run the same command again."
+
+
+class StillRunning(LauncherError):
+    """The job that was waited for has not ended within that time."""
+
+    kind = "still-running"
+    exit_code = 75
+    retryable = True
+    message = "Job {name} has not ended within {seconds:g} s: it is {state}."
+    default_hint = "Wait longer (--timeout), or look at it: launcher training logs {name} -f"
 
 
 class CommandNotFound(LauncherError):

@@ -15,10 +15,22 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 def new_id() -> str:
     """A UUIDv7: 48 bits of Unix milliseconds, version, 74 random bits."""
     random = int.from_bytes(os.urandom(10), "big")
-    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | random
-    value = value & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    digits = f"{value:032x}"
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return _uuid(time.time_ns() // 1_000_000, random)
+
+
+def first_id(seconds: float) -> str:
+    """The smallest UUIDv7 of a Unix time."""
+    return _uuid(max(0, int(seconds * 1000)), 0)
+
+
+def dashed(digits: str) -> str:
+    """A UUID's 32 digits as it is written."""
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _uuid(milliseconds: int, random: int) -> str:
+    value = (milliseconds & (1 << 48) - 1) << 80 | random
+    return dashed(f"{value & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62:032x}")
 
 
 def is_id(text: str) -> bool:

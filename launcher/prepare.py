@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher import device as devices
-from launcher import directories, requirements, secrets
+from launcher import directories, model_folder, requirements, secrets
 from launcher.checkpoint import policy
 from launcher.checkpoint.manifest import Manifest
 from launcher.errors import LauncherError, LocalResourceError, UsageError
@@ -71,6 +71,8 @@ class Prepared:
     env: dict[str, str]
     work_dir: str
     output: str
+    others: str
+    """Where the job writes what is no checkpoint."""
     protection: Protection
     provided: tuple[Provided, ...]
     datasets: tuple[Provided, ...]
@@ -144,7 +146,11 @@ def check(
     store.prepare()
     selection = Selection(spec.include, spec.exclude, spec.only)
     chosen = choose.choose(spec.checkpoint, store, settings, environ, selection)
-    datasets = choosing.choose(spec.dataset, Datasets.open(settings, environ)) if spec.dataset else []
+    datasets = (
+        choosing.choose(spec.dataset, Datasets.open(settings, environ, look_only=store.look_only))
+        if spec.dataset
+        else []
+    )
     here = spec.runner != "docker"
     mentions.check(spec.command, chosen, directories.input_dir(spec, settings, environ), here=here)
     if datasets:  # Without any, /input may be whatever the job likes.
@@ -171,9 +177,10 @@ def prepare(
     emit: Emit,
     *,
     stop: Callable[[], None],
+    trial: bool = False,
 ) -> Prepared:
     """Provides the inputs and the folders: what all attempts share, see `of_attempt`. What it makes lies in the job folder
-    and the node cache.
+    and the node cache; of a `trial` in `folder` alone: inputs are where they would be.
 
     `stop` is called often during a download, and raises to end it; what has come is kept for the next one.
     """
@@ -184,18 +191,22 @@ def prepare(
     ways = _rungs("input-guard", settings.input_guard, RUNGS)
     possible = functools.cache(lambda: probe(ways, folder.path))
     linkable = lambda: in_container or possible().rung in PREVENTING
-    work_dir, environment = _code(spec, settings, environ, folder, checked, cache, emit, stop=stop)
+    work_dir, environment = _code(spec, settings, environ, folder, checked, cache, emit, stop=stop, trial=trial)
     lazily = _lazily(spec, settings, folder, possible, emit)
-    provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
-    datasets = []
-    if checked.datasets:
-        kept = Datasets.open(settings, environ)
+    if trial:
+        provided = [choose.expected(each, cache)[0] for each in checked.chosen]
+        datasets = [choose.expected(each, cache)[0] for each in checked.datasets]
+    else:
+        provided = provide(spec, checked.chosen, store, folder, cache, emit, linkable, lazily, stop=stop)
+        kept = Datasets.open(settings, environ) if checked.datasets else store
         datasets = provide(spec, checked.datasets, kept, folder, cache, emit, linkable, None, stop=stop)
+    others = directories.others(spec, environ, folder)
     stop_file = folder.path / "logs" / "stop.json"
     env = dict(checked.env) | {
         "FLEXAI_INPUT_CHECKPOINT_DIR": docker.INPUT if in_container else str(input_dir),
         "FLEXAI_INPUT_DIR": docker.DATASETS if in_container else str(dataset_dir),
         "FLEXAI_OUTPUT_CHECKPOINT_DIR": docker.OUTPUT if in_container else str(output),
+        "FLEXAI_OUTPUT_DIR": docker.OTHERS if in_container else str(others),
         "LAUNCHER_JOB_NAME": spec.name,
         "LAUNCHER_JOB_ID": folder.id,
         "LAUNCHER_STOP_FILE": f"{docker.LOGS}/{stop_file.name}" if in_container else str(stop_file),
@@ -208,6 +219,8 @@ def prepare(
     )
     if len(provided) == 1:
         env["LAUNCHER_INPUT_CHECKPOINT"] = mounts[0][1]
+    if spec.kind == "inference":
+        env |= _served(spec, folder, provided, [at(each.chosen.names[0]) for each in provided])
     mounts += tuple((each.path, os.path.join(env["FLEXAI_INPUT_DIR"], each.chosen.names[0])) for each in datasets)
     env |= torchrun.environment(spec.accels, os.cpu_count() or 1)
     defaults = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"} | torchrun.patience(spec.grace)
@@ -228,24 +241,25 @@ def prepare(
         inputs=(str(input_dir), *([str(dataset_dir)] if datasets else [])),
         mounts=mounts,
         hide=tuple(sorted(hide)),
-        caches=() if in_container else library_caches(whole, cache.folder),
+        caches=() if in_container or trial else library_caches(whole, cache.folder),
         lazy={at(each.chosen.names[0]): each.lazy.control for each in provided if each.lazy},
     )
     hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
-    held += [environment.lease] if environment else []
-    if mounts and spec.input_writable:
+    held += [environment.lease] if environment and environment.lease else []
+    if mounts and spec.input_writable and not trial:
         view = View(folder.path / "view")
         held.append(view)
         shield = _writable(shield, view, possible, docker.owner(spec.user) if in_container else None, emit)
     if not in_container and (any(each.linked for each in every) or any(shield.views.values()) or shield.lazy):
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
-        command=_command(spec, checked, environment, folder.path / "logs"),
+        command=_command(spec, checked, environment, folder.path / "logs", env),
         env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
+        others=str(others),
         protection=shield,
         provided=tuple(provided),
         datasets=tuple(datasets),
@@ -270,8 +284,10 @@ def _code(
     emit: Emit,
     *,
     stop: Callable[[], None],
+    trial: bool,
 ) -> tuple[str, Environment | None]:
-    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for."""
+    """The folder in which the job runs, with the repository's files where it has one, and the packages that it asks for (of a
+    trial: where they would be)."""
     work_dir = checked.work_dir
     if checked.repository:
         work_dir = str(folder.path / "source")
@@ -285,9 +301,9 @@ def _code(
     if needed:
         environment = requirements.provide(
             spec, checked.python, checked.client, needed, environ=environ, secrets=checked.secrets, work_dir=work_dir,
-            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop, trial=trial,
         )  # fmt: skip
-        if spec.runner != "docker":
+        if spec.runner != "docker" and os.path.exists(environment.folder):
             torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
     return work_dir, environment
 
@@ -305,7 +321,7 @@ def of_attempt(
     if resumed:
         own["LAUNCHER_RESUME_CHECKPOINT"] = os.path.join(prepared.env["FLEXAI_OUTPUT_CHECKPOINT_DIR"], resumed)
     kept = {key: value for key, value in prepared.env.items() if key != "LAUNCHER_RESUME_CHECKPOINT"}
-    command = _command(spec, checked, prepared.environment, inside)
+    command = _command(spec, checked, prepared.environment, inside, kept)
     exact = dataclasses.replace(prepared, command=command, env=kept | own, logs=logs)
     if in_container:
         # In the one folder of this machine, beside the output directory, that the container may write: never where job.log is.
@@ -317,11 +333,24 @@ def of_attempt(
     return exact
 
 
-def _command(spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path) -> CommandLine:
+def _served(spec: JobSpec, folder: JobFolder, provided: Sequence[Provided], targets: Sequence[str]) -> dict[str, str]:
+    """Makes the model's folder for a server, and returns the variables that it gets. In a container it has to listen at every
+    address: the engine publishes its port at the one that was asked for."""
+    models = folder.path / "models"
+    model_folder.make(models, spec.name, provided, targets)
+    if spec.runner != "docker":
+        return model_folder.variables(spec.name, str(models), targets, spec.host, spec.port)
+    host = spec.host if spec.network == "host" else "0.0.0.0"
+    return model_folder.variables(spec.name, docker.MODELS, targets, host, spec.port)
+
+
+def _command(
+    spec: JobSpec, checked: Checked, environment: Environment | None, logs: Path, env: Mapping[str, str]
+) -> CommandLine:
     in_container = spec.runner == "docker"
     python = docker.PYTHON if in_container else checked.python
     return torchrun.command_line(
-        spec.command,
+        model_folder.expand(spec.command, spec.name, env) if spec.kind == "inference" else spec.command,
         accels=spec.accels,
         launch=spec.launch,
         python=environment.python if environment else python,
@@ -416,7 +445,7 @@ def _writable(
 def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: int) -> dict[str, Any]:
     user, uid, gid = docker.user_of(spec.user)
     if uid is not None and os.geteuid() == 0:
-        for path in (prepared.output, prepared.logs):
+        for path in (prepared.output, prepared.others, prepared.logs):
             directories.give(path, uid, gid if gid is not None else -1)
     return docker.plan(
         image=spec.image,
@@ -428,6 +457,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         inputs=prepared.mounts,
         writable=prepared.protection.views,
         output=prepared.output,
+        others=prepared.others,
         logs=str(prepared.logs),
         agent=torchrun.AGENT,
         user=user,
@@ -435,6 +465,8 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
         secrets=prepared.handover.source if prepared.handover else "",
+        models=str(folder.path / "models") if spec.kind == "inference" else "",
+        publish=(spec.host, spec.port) if spec.kind == "inference" else None,
         environment=prepared.environment.folder if prepared.environment else "",
     )
 

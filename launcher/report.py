@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -19,12 +20,12 @@ from launcher.checkpoint import paths
 from launcher.checkpoint.judgement import Judgement
 from launcher.checkpoint.manifest import Manifest
 from launcher.directories import give
-from launcher.errors import CollectionIncomplete, InputChanged, LauncherError, StoreError, UnsafePath
+from launcher.errors import CollectionIncomplete, LauncherError, StoreError, UnsafePath
 from launcher.events import Emit, Redactor, event
-from launcher.job import restarts
+from launcher.job import restarts, states
 from launcher.job.failure import Failure
 from launcher.job.folder import JobFolder
-from launcher.job.record import DatasetRecord, InputRecord, JobRecord, Outcome
+from launcher.job.record import DatasetRecord, InputRecord, JobRecord, Outcome, Server
 from launcher.job.spec import JobSpec
 from launcher.outputs.capture import Capture
 from launcher.outputs.uploader import Stored
@@ -76,7 +77,7 @@ def outcome(
     stop: Stop | None,
     pending: list[tuple[Capture, str]],
     left: list[str],
-    changed: InputChanged | None,
+    changed: LauncherError | None,
     last_step_seen: int | None,
     last_step_committed: int | None,
 ) -> Outcome:
@@ -89,7 +90,7 @@ def outcome(
         "bytes_not_stored": bytes_left,
     }
     if verdict.code == 0 and (pending or changed):
-        error: LauncherError | None = changed
+        error = changed
         if pending:
             error = CollectionIncomplete(
                 count=len(pending), job=record.name, size=size(bytes_left), cause=pending[0][1], where=spool
@@ -164,6 +165,32 @@ def started(record: JobRecord, emit: Emit) -> None:
     emit(event("job-started", "\n".join(lines), level, id=record.id, device=attempt.device))  # type: ignore[arg-type]
 
 
+def answers(record: JobRecord, folder: JobFolder, emit: Emit) -> None:
+    """The server's state is another one: keeps it, and says how to call one that is ready."""
+    server = record.attempts[-1].server
+    assert server
+    folder.write(record, durable=False)
+    if server.state == "ready":
+        text = f"Job {record.name} answers at {server.url}" + (f", model {server.model}" if server.model else "")
+        if server.answered == server.since:
+            text += f"\nCall it: {call_of(server)}\nStop it: launcher inference stop {shlex.quote(record.name)}"
+        emit(event("server-ready", text, id=record.id, url=server.url, model=server.model))
+
+
+def call_of(server: Server) -> str:
+    """A command that asks the server something."""
+    if not server.model:
+        return f"curl {server.url}/"
+    body: dict[str, Any] = {"model": server.model}
+    if server.chat:
+        body |= {"messages": [{"role": "user", "content": "Hello"}]}
+    else:
+        body |= {"prompt": "Hello"}
+    path = "chat/completions" if server.chat else "completions"
+    text = shlex.quote(json.dumps(body | {"max_tokens": 50}, ensure_ascii=False))
+    return f"curl {server.url}/v1/{path} --json {text}"
+
+
 def committed(stored: Stored, record: JobRecord, folder: JobFolder) -> None:
     """Notes in the record what was stored."""
     attempt = record.attempts[-1]
@@ -189,7 +216,7 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
     if os.geteuid() != 0:
         return
     if spec.runner == "docker":
-        for root in (output, folder.path / "logs"):
+        for root in (output, folder.path / "output", folder.path / "logs"):
             give(root, 0, os.getegid())
         return
     jobs = folder.path.parents[1]
@@ -199,8 +226,9 @@ def give_back(spec: JobSpec, output: str, folder: JobFolder) -> None:
                 give(root, owner.st_uid, owner.st_gid)
 
 
-def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> None:
-    """Keeps the files of the output directory that are no part of a checkpoint (evaluations, TensorBoard …)."""
+def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit, others: str = "") -> None:
+    """Keeps the files of the output directory that are no part of a checkpoint (evaluations, TensorBoard …), and those of the
+    directory for such files, if there is one."""
     known: set[str] = set()
     for manifest in _manifests(store, record):
         if manifest.origin:
@@ -210,31 +238,36 @@ def store_outputs(store: Store, record: JobRecord, output: str, emit: Emit) -> N
     aside = tuple(f"{each['name']}/" for each in record.skipped if each["kind"] == "salvage")
     aside += tuple(f"{each.resumed_path}/" for each in record.attempts if each.resumed_path)
     kept, total = 0, 0
-    for parent, folders, files in os.walk(output):
-        folders[:] = [each for each in folders if each != ".launcher"]
-        for name in files:
-            path = os.path.join(parent, name)
-            relative = os.path.relpath(path, output)
-            if (
-                relative in known
-                or f"{relative}/".startswith(aside)
-                or os.path.islink(path)
-                or not os.path.isfile(path)
-            ):
-                continue
-            try:
-                paths.check(relative)
-                key = f"{layout.job(record.id)}outputs/{relative}"
-                call(lambda path=path, key=key: store.place.upload(path, key, lambda count: None), store.timeout)  # type: ignore[misc]
-            except UnsafePath as error:
-                emit(event("output-skipped", f"Not stored: {printable(error.text)}", "warning"))
-                continue
-            except (LauncherError, OSError) as error:
-                emit(event("output-pending", f"Not stored: {printable(relative)}: {error}", "warning"))
-                return
-            kept, total = kept + 1, total + os.path.getsize(path)
+    taken = dict(plain_files(others)) if others else {}
+    beside = {
+        name: path for name, path in plain_files(output) if name not in known and not f"{name}/".startswith(aside)
+    }
+    # Both are fetched as one tree: what has a name twice is told apart by its directory's.
+    files = taken | {name if name not in taken else f"output-checkpoint/{name}": path for name, path in beside.items()}
+    for relative, path in files.items():
+        try:
+            paths.check(relative)
+            key = f"{layout.outputs(record.id)}{relative}"
+            call(lambda path=path, key=key: store.place.upload(path, key, lambda count: None), store.timeout)  # type: ignore[misc]
+        except UnsafePath as error:
+            emit(event("output-skipped", f"Not stored: {printable(error.text)}", "warning"))
+            continue
+        except (LauncherError, OSError) as error:
+            emit(event("output-pending", f"Not stored: {printable(relative)}: {error}", "warning"))
+            return
+        kept, total = kept + 1, total + os.path.getsize(path)
     if kept:
-        emit(event("outputs-stored", f"Stored {kept} other file(s) of the output directory ({size(total)})"))
+        emit(event("outputs-stored", f"Stored {kept} other file(s) of the job ({size(total)})"))
+
+
+def plain_files(folder: str) -> Iterator[tuple[str, str]]:
+    """Every regular file below a folder but the launcher's own: its path there, and its whole path."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(each for each in folders if each != ".launcher")
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            if not os.path.islink(path) and os.path.isfile(path):
+                yield os.path.relpath(path, folder), path
 
 
 def finish(
@@ -245,6 +278,7 @@ def finish(
     attempt = record.attempts[-1]
     result = attempt.outcome
     assert result
+    record.change(states.at_end(result), result.cause)
     try:
         folder.write(record)
         results.write(results.of_job(record), str(folder.path / "result.json"), *copies)
@@ -285,7 +319,8 @@ def closing(store: Store, record: JobRecord) -> str:
         total += manifest.size
         step = f"step {manifest.facts.step}" if manifest.facts.step is not None else manifest.format
         rows.append(f"  {manifest.name}  {step}, {size(manifest.size)}")
-    lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
+    if rows or record.spec.kind != "inference":
+        lines.append(f"Collected: {len(rows)} checkpoint(s), {size(total)}" if rows else "Collected: no checkpoint")
     if attempt.bytes_saved:
         lines[-1] += f" ({size(attempt.bytes_sent)} sent, {size(attempt.bytes_saved)} were in the store already)"
     lines += rows if len(rows) <= 12 else [*rows[:5], f"  … {len(rows) - 10} more", *rows[-5:]]

@@ -43,7 +43,7 @@ _INSTALLER = os.path.join(os.path.dirname(os.path.abspath(docker.__file__)), "in
 _PROGRAM = "/run/launcher/installer.py"
 _PIP = "/run/launcher/pip"
 _INCLUDE = re.compile(r"(?:-[rc]|--requirement|--constraint)(?:\s*=\s*|\s+|(?<=-[rc]))(?P<path>\S.*)")
-_PATHS = re.compile(r"-e\b|--editable\b|[./~]|file:|[^\s#]+@\s*(file:|[./])|[^:\s]+\.(whl|zip|tar\.gz|tgz)(\s|$)")
+_PATHS = re.compile(r"-e\b|--editable\b|[./~]|file:|[^\s#@]+\s*@\s*(file:|[./])|[^:\s]+\.(whl|zip|tar\.gz|tgz)(\s|$)")
 _HASH = re.compile(r"(^|\s)--hash[=\s]")
 _AWAY = re.compile(
     r"NewConnectionError|ConnectTimeout|ReadTimeout|Read timed out|Connection(Reset|Refused|Aborted)|connection (reset|refused)|"
@@ -70,7 +70,8 @@ class Environment:
 
     folder: str
     """On this machine."""
-    lease: Lease
+    lease: Lease | None
+    """None: it is only known where it would be."""
     inside: str
     """As the job sees it."""
 
@@ -156,9 +157,10 @@ def provide(
     timeout: float,
     emit: Emit,
     stop: Stop,
+    trial: bool = False,
 ) -> Environment:
     """The environment, made now where no job has asked for it before. `environ`: what the installer finds beside the job's own
-    variables; `job`: the job's folder. Waits for another launcher that makes it.
+    variables; `job`: the job's folder. Waits for another launcher that makes it. `trial`: where it would be; none is made.
 
     Raises RequirementsFailed, RepositoryUnavailable, LocalResourceError, EngineUnavailable, and what `stop` raises.
     """
@@ -200,6 +202,10 @@ def provide(
         emit(event("requirements-installed", text, seconds=round(seconds, 3), **made))
 
     identity = json.dumps(["1", base, dict(needed.texts), str(job) if needed.local else ""], sort_keys=True)
+    inside = docker.ENVIRONMENT if spec.runner == "docker" else ""
+    if trial:
+        folder = cache.environment(identity)
+        return Environment(str(folder), None, inside or str(folder))
     try:
         folder, lease = cache.fetch_environment(identity, needed.path, name, make, lambda count: stop())
     except RequirementsFailed:
@@ -207,7 +213,7 @@ def provide(
         raise
     if not fresh:
         emit(event("requirements-ready", f"The packages of {needed.path} are here from before"))
-    return Environment(str(folder), lease, docker.ENVIRONMENT if spec.runner == "docker" else str(folder))
+    return Environment(str(folder), lease, inside or str(folder))
 
 
 @dataclass(frozen=True)
@@ -263,9 +269,10 @@ class _InContainer:
         plan = {**self.plan, "folder": docker.ENVIRONMENT, "place": docker.ENVIRONMENT, "pip": _PIP if pip else ""}
         request = docker.hardened(
             image=self.spec.image,
-            name=f"launcher-{place.name}",
+            name=f"launcher-{partial.name}",
             command=[docker.PYTHON, "-I", _PROGRAM, json.dumps(plan)],
-            env={"HOME": "/tmp"} | {name: value for name, value in self.spec.env.items() if name not in hidden},
+            env={"HOME": "/tmp", "PIP_NO_CACHE_DIR": "1"}
+            | {name: value for name, value in self.spec.env.items() if name not in hidden},
             binds=[
                 {"Type": "bind", "Source": source, "Target": target, "ReadOnly": read_only}
                 for source, target, read_only in mounts
@@ -297,7 +304,7 @@ def _checked(done: Done, path: str) -> Done:
         return done
     said = "\n".join(done.said)
     errors = [line.strip() for line in done.said if re.match(r"\s*(ERROR|error|cause|×|╰─▶)", line)]
-    first = (errors or list(done.said) or [f"the installer ended with {done.code}"])[0]
+    first = (errors or list(done.said[-1:]) or [f"the installer ended with {done.code}"])[0]
     cause = re.sub(r"^(ERROR|error|×):?\s*", "", first).rstrip(".")
     if errors[1:]:
         cause += f" ({errors[-1]})"

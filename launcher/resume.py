@@ -48,6 +48,8 @@ def remember(store: Store, folder: JobFolder, record: JobRecord, emit: Emit, *, 
         record.attempts += [each for each in stored.attempts if each.number not in ours]
         record.attempts.sort(key=lambda each: each.number)
         record.created = min(record.created, stored.created)
+        record.states += [each for each in stored.states if each not in record.states]
+        record.states.sort(key=lambda each: each.time)
     own = _committed(store, record, emit)
     record.checkpoints = list(dict.fromkeys((*(each.id for each in own), *record.checkpoints)))
     folder.write(record)

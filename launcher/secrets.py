@@ -58,7 +58,7 @@ def read(data_dir: str, name: str) -> str:
                 )
             return file.read(LARGEST).decode().rstrip("\r\n")
     except FileNotFoundError as error:
-        raise NotFoundError(what=f"No secret {name!r} is kept here.", hint=_hint(data_dir, name)) from error
+        raise _unknown(data_dir, name) from error
     except PermissionError as error:
         raise AccessDenied(what=str(path), cause=error.strerror) from error
     except UnicodeDecodeError as error:
@@ -81,7 +81,7 @@ def delete(data_dir: str, name: str) -> None:
     try:
         _path(data_dir, name).unlink()
     except FileNotFoundError as error:
-        raise NotFoundError(what=f"No secret {name!r} is kept here.", hint=_hint(data_dir, name)) from error
+        raise _unknown(data_dir, name) from error
 
 
 def values(data_dir: str) -> list[str]:
@@ -116,9 +116,14 @@ def fields(text: str) -> Mapping[str, str]:
     return result
 
 
-def _hint(data_dir: str, name: str) -> str:
+def _unknown(data_dir: str, name: str) -> NotFoundError:
     near = nearest(name, _readable(data_dir))
-    return f"Nearest names: {', '.join(near)}" if near else "`launcher secret list` shows them, `create` adds one."
+    return NotFoundError(
+        what=f"No secret {name!r} is kept here.",
+        hint=f"Nearest names: {', '.join(near)}"
+        if near
+        else "`launcher secret list` shows them, `secret create` adds one.",
+    )
 
 
 def _readable(data_dir: str) -> list[str]:

@@ -20,6 +20,8 @@ from launcher.ids import is_id
 SCHEMA = 1
 LARGEST = 256 << 20
 """Bytes of a manifest that a reader accepts: about a million files."""
+ABORT_LIMIT = 200
+"""Bytes: every abort is smaller, and every manifest (which has a digest) is larger."""
 _DIGEST = re.compile(r"blake3(-16m)?:[0-9a-f]{64}")
 _BLOCK = re.compile(r"[0-9a-f]{64}")
 _BLOCK_SIZE = 16 << 20

@@ -14,6 +14,7 @@ from launcher import __version__
 _GROUPS = {
     "training": ("launcher.cli.training", "group", "Start training jobs and look at them."),
     "fine-tuning": ("launcher.cli.training", "fine_tuning", "The same, labelled as fine-tuning."),
+    "inference": ("launcher.cli.inference", "group", "Serve a checkpoint, and look at what is served."),
     "checkpoint": ("launcher.cli.checkpoint", "group", "Push, list, inspect, fetch and verify checkpoints."),
     "dataset": ("launcher.cli.dataset", "group", "Push, list, inspect, fetch and verify datasets."),
     "cache": ("launcher.cli.cache", "group", "List, prune and verify the checkpoints kept on this machine."),

@@ -32,7 +32,7 @@ def list_entries(ctx: click.Context, as_json: bool) -> None:
             size(each.about.size),
             str(len(each.about.files)),
             ago(each.used),
-            "yes" if each.held else "no",
+            "yes" if each.held else "kept" if each.kept else "no",
         ]
         for each in found
     ]
@@ -63,7 +63,7 @@ def prune(ctx: click.Context, limit: str | None, everything: bool, dry_run: bool
         wanted = 0 if everything else parse_share(limit or settings.cache_limit)
     except ValueError as error:
         raise UsageError(what=f"--limit: {error}.") from error
-    gone = NodeCache.open(settings).prune(wanted, dry_run=dry_run)
+    gone = NodeCache.open(settings).prune(wanted, dry_run=dry_run, kept=everything)
     if as_json:
         print_json([_document(each) for each in gone])
         return
@@ -108,4 +108,5 @@ def _document(cached: object) -> dict[str, object]:
         "files": len(cached.about.files),
         "used": cached.used,
         "held": cached.held,
+        "kept_until": cached.kept,
     }

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli import keeping, lineage
-from launcher.cli.context import current, json_option, open_store, print_json, print_table
+from launcher.cli import completing, keeping, lineage, listing, tags
+from launcher.cli.context import Group, current, json_option, open_store, print_json
+from launcher.cli.listing import as_document
 
 if TYPE_CHECKING:
     from launcher.checkpoint.policy import Policy
-    from launcher.store.store import Checkpoint
 
 _PICKLES = "What to do where loading its pickles may run code that no known library writes."
 
 
-@click.group("checkpoint")
+@click.group("checkpoint", cls=Group, aliases={"ls": "list", "pull": "fetch"})
 def group() -> None:
     """Push, list, inspect, fetch, export, compare, keep and delete checkpoints."""
 
 
 for _command in (keeping.delete, keeping.pin, keeping.unpin, keeping.prune, keeping.gc, keeping.check):
+    group.add_command(_command)
+for _command in (listing.list_checkpoints, listing.inspect, tags.tag, tags.untag, tags.list_tags):
     group.add_command(_command)
 for _command in (lineage.log, lineage.diff):
     group.add_command(_command)
@@ -48,12 +49,25 @@ def selection_options(command: Any) -> Any:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.checkpoints)
 @click.option("--file", "path", metavar="SOURCE", help="A folder (its content is taken), a file, an archive, or a URL.")
-@click.option("--storage-provider", "storage", metavar="STORAGE", help="Take it from this storage …")
+@click.option(
+    "--storage-provider",
+    "storage",
+    metavar="STORAGE",
+    shell_complete=completing.storages,
+    help="Take it from this storage …",
+)
 @click.option("--source-path", metavar="PATH", help="… at this path; on the hub the repository.")
 @click.option("--force", is_flag=True, help="Push also what is not whole.")
-@click.option("--parent", "parents", multiple=True, metavar="REF", help="What it was made from. May be repeated.")
+@click.option(
+    "--parent",
+    "parents",
+    multiple=True,
+    metavar="REF",
+    shell_complete=completing.checkpoints,
+    help="What it was made from. May be repeated.",
+)
 @click.option(
     "--pickles", type=click.Choice(["allow", "warn", "deny"]), default="warn", show_default=True, help=_PICKLES
 )
@@ -114,6 +128,7 @@ def push(
         pushed = pushing.push_remote(store, name, found, NodeCache.open(settings, emit), **how)
     else:
         pushed = pushing.push(store, name, remote.local_path(source), selection=selection, **how)
+    completing.learn(store)
     if as_json:
         print_json(as_document(pushed) | {"repeated": pushed.repeated})
         return
@@ -123,63 +138,18 @@ def push(
     click.echo(f"{did} {pushed.label} ({pushed.manifest.id}): {size(pushed.manifest.size)}, {pushed.manifest.format}")
 
 
-@group.command("list")
-@json_option
-@click.pass_context
-def list_checkpoints(ctx: click.Context, as_json: bool) -> None:
-    """Lists every checkpoint of the store, oldest first."""
-    from launcher.store import protection
-    from launcher.text import ago, size
-
-    store = open_store(ctx)
-    found, pinned = store.checkpoints(), protection.pinned(store)
-    if as_json:
-        print_json([as_document(each, pinned) for each in found])
-        return
-    rows = [
-        [
-            each.manifest.name,
-            f"v{each.version}" if each.version else "-",
-            each.manifest.id,
-            "-" if each.manifest.facts.step is None else str(each.manifest.facts.step),
-            each.manifest.format,
-            size(each.manifest.size),
-            ago(each.manifest.created),
-            "yes" if each.manifest.id in pinned else "",
-        ]
-        for each in found
-    ]
-    print_table(
-        ["NAME", "VERSION", "ID", "STEP", "FORMAT", "SIZE", "CREATED", "PINNED"],
-        rows,
-        empty=f"The store {store.url} is empty.",
-    )
-
-
 @group.command()
-@click.argument("ref")
-@json_option
-@click.pass_context
-def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
-    """Shows a checkpoint's manifest: files, facts, lineage. REF: NAME, NAME@vN, UUID or its beginning, job:JOB."""
-    from launcher.store import protection
-
-    store = open_store(ctx)
-    document = as_document(store.resolve(ref), protection.pinned(store))
-    if as_json:
-        print_json(document)
-        return
-    import yaml
-
-    click.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
-
-
-@group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
 @click.pass_context
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
-    """Copies a checkpoint to a folder, verified by digest."""
+    """Copies a checkpoint to a folder, verified by digest. `pull` is the same.
+
+    \b
+    Examples:
+      launcher checkpoint fetch ft_01
+      launcher checkpoint fetch job:ft_01/checkpoint-500 --destination ./result
+    """
     from launcher import push as pushing
     from launcher.cli.context import console
 
@@ -189,8 +159,73 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 
 
 @group.command()
-@click.argument("ref")
-@click.option("--storage-provider", "storage", metavar="STORAGE", help="Write it to this storage …")
+@click.argument("ref", shell_complete=completing.checkpoints)
+@click.option("--keep", default="1d", show_default=True, metavar="TIME", help="So long it stays, whatever needs room.")
+@selection_options
+@json_option
+@click.pass_context
+def path(
+    ctx: click.Context,
+    ref: str,
+    keep: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    only: Any,
+    as_json: bool,
+) -> None:
+    """Prints the folder that holds a checkpoint on this machine, whole and verified; brings it there if need be.
+
+    REF is what `training run --checkpoint` takes: also a URL, an archive or a folder. The folder is read-only and shared with
+    jobs. It stays for --keep after each call; then it goes like any other when room is needed.
+
+    \b
+    Examples:
+      python -c 'import sys, transformers; transformers.AutoModel.from_pretrained(sys.argv[1])' \\
+          "$(launcher checkpoint path ft_01@production --only inference)"
+      vllm serve "$(launcher checkpoint path hf://Qwen/Qwen2.5-7B --keep 30d)"
+    """
+    import time
+
+    from launcher.checkpoint import policy
+    from launcher.cli.context import console
+    from launcher.errors import UsageError
+    from launcher.inputs import choose
+    from launcher.inputs.cache import NodeCache
+    from launcher.inputs.selection import Selection
+    from launcher.progress import Progress
+    from launcher.settings import parse_seconds
+
+    try:
+        until = time.time() + parse_seconds(keep)
+    except ValueError as error:
+        raise UsageError(what=f"--keep: {error}.") from error
+    settings, environ = current(ctx)
+    store, emit = open_store(ctx), console(ctx)
+    cache = NodeCache.open(settings, emit)
+    chosen = choose.resolve(ref, (), store, settings, environ, Selection(include, exclude, only))
+    policy.warn(choose.findings(chosen, store, settings), "warn", ref, emit)
+    with Progress(f"Fetching {ref}", chosen.size, emit) as progress:
+        provided = choose.provide(chosen, store, cache, progress)
+    if provided.lease:
+        cache.keep(provided.path, until)
+        provided.lease.release()
+    policy.warn(choose.findings_inside(provided), "warn", ref, emit)
+    if as_json:
+        identifier = chosen.manifest.id if chosen.manifest else None
+        print_json({"path": provided.path, "id": identifier, "kept_until": until if provided.lease else None})
+    else:
+        click.echo(provided.path)
+
+
+@group.command()
+@click.argument("ref", shell_complete=completing.checkpoints)
+@click.option(
+    "--storage-provider",
+    "storage",
+    metavar="STORAGE",
+    shell_complete=completing.storages,
+    help="Write it to this storage …",
+)
 @click.option("--destination-path", metavar="PATH", help="… at this path.")
 @click.option("--destination", metavar="URL", help="Or to a URL (s3://, gs://, az://) or a folder.")
 @selection_options
@@ -229,7 +264,7 @@ def export(
 
 
 @group.command()
-@click.argument("target", metavar="PATH_OR_REF")
+@click.argument("target", metavar="PATH_OR_REF", shell_complete=completing.checkpoints)
 @click.option("--read-data", is_flag=True, help="Of a stored checkpoint, read every byte and compare digests.")
 @json_option
 @click.pass_context
@@ -269,33 +304,3 @@ def verify(ctx: click.Context, target: str, read_data: bool, as_json: bool) -> N
         for finding in found["safety"]["findings"]:
             click.echo(f"  unsafe to load: {printable(finding)}")
     ctx.exit(0 if found["whole"] else 65)
-
-
-def as_document(checkpoint: Checkpoint, pinned: Collection[str] | None = None) -> dict[str, Any]:
-    """A checkpoint as JSON and YAML show it: FlexAI's kind, metadata, spec and status, with our manifest's fields.
-    `pinned`: ids of the pinned ones, where they were asked for."""
-    import msgspec
-
-    manifest = checkpoint.manifest
-    plain: dict[str, Any] = msgspec.to_builtins(manifest)
-    facts = msgspec.structs.asdict(manifest.facts)
-    return {
-        "kind": "checkpoint",
-        "metadata": {
-            "name": manifest.name,
-            "id": manifest.id,
-            "version": checkpoint.version,
-            "created": manifest.created,
-            **({} if pinned is None else {"pinned": manifest.id in pinned}),
-        },
-        "spec": {"origin": plain.get("origin"), "lineage": plain.get("lineage", {})},
-        "status": {
-            "status": "available",
-            "format": manifest.format,
-            "size": manifest.size,
-            "facts": {key: value for key, value in facts.items() if value is not None},
-            "ready": msgspec.structs.asdict(manifest.ready),
-            "safety": {"findings": manifest.safety, "imports": manifest.imports},
-            "files": plain["files"],
-        },
-    }

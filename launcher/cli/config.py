@@ -58,14 +58,22 @@ def help_topics(topic: str) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Prints the completion script of a shell: eval "$(launcher completion bash)"."""
+    """Prints the completion script of a shell. It offers commands, flags, and the names of what is known here, without asking
+    any store: checkpoints are those of the last `checkpoint list`.
+
+    \b
+    Examples:
+      eval "$(launcher completion bash)"                   in ~/.bashrc; for zsh likewise, in ~/.zshrc after compinit
+      launcher completion fish > ~/.config/fish/completions/launcher.fish
+    """
     from click.shell_completion import get_completion_class
 
-    from launcher.cli import cli
+    from launcher.cli import cli, completing
 
     found = get_completion_class(shell)
     assert found
-    click.echo(found(cli, {}, "launcher", "_LAUNCHER_COMPLETE").source())
+    maker = found(cli, {}, "launcher", "_LAUNCHER_COMPLETE")
+    click.echo(completing.BASH % maker.source_vars() if shell == "bash" else maker.source())
 
 
 def _first(text: str | None) -> str:

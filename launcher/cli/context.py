@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -18,6 +18,17 @@ from launcher.events import Console, Redactor
 from launcher.settings import Settings
 from launcher.store.store import Store
 from launcher.text import printable
+
+
+class Group(click.Group):
+    """A group some of whose commands have another name too."""
+
+    def __init__(self, *words: Any, aliases: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._aliases = aliases
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, self._aliases.get(cmd_name, cmd_name))
 
 
 def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
@@ -73,17 +84,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     if not rows:
         click.echo(empty, err=True)
         return
-    cells = [[printable(cell) for cell in row] for row in rows]
-    lengths = [max(map(_width, column)) for column in zip(columns, *cells)]
+    text = "".join(map("".join, rows))
+    cells = rows if text.isprintable() else [[printable(cell) for cell in row] for row in rows]
+    length_of = len if text.isascii() else _width
+    lengths = [max(map(length_of, column)) for column in zip(columns, *cells)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     if width and sum(lengths) + 2 * (len(lengths) - 1) > width:
         click.echo("\n".join(part for row in cells for part in _block(columns, row, width)))
         return
 
-    def line(row: Sequence[str]) -> str:
-        return "  ".join(cell + " " * (length - _width(cell)) for cell, length in zip(row, lengths)).rstrip()
+    def wide(*row: str) -> str:
+        return "  ".join(cell + " " * (length - _width(cell)) for cell, length in zip(row, lengths))
 
-    click.echo("\n".join([click.style(line(columns), bold=True), *map(line, cells)]))
+    line = "  ".join(f"{{:<{length}}}" for length in lengths).format if text.isascii() else wide  # One of 100,000.
+    click.echo("\n".join([click.style(line(*columns).rstrip(), bold=True), *(line(*row).rstrip() for row in cells)]))
 
 
 def _width(text: str) -> int:

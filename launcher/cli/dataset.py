@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import confirm, console, current, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from launcher.store.datasets import Datasets
+    from launcher.store.journal import Push
     from launcher.store.reading import Checkpoint
 
 
@@ -77,7 +79,9 @@ def push(
     texts = [f"storage:{storage}/{source_path}"] if storage else files
     sources = [dataset.source(each, selection, settings, environ) for each in texts]
     cache = NodeCache.open(settings, emit)
-    pushed = dataset.push_dataset(_open(ctx), name, sources, selection, cache, settings, emit)
+    store = _open(ctx)
+    pushed = dataset.push_dataset(store, name, sources, selection, cache, settings, emit)
+    completing.learn(store)
     if as_json:
         print_json(_document(pushed) | {"repeated": pushed.repeated})
         return
@@ -96,6 +100,7 @@ def list_datasets(ctx: click.Context, as_json: bool) -> None:
 
     store = _open(ctx)
     found = store.checkpoints()
+    completing.learn(store, new=True)
     unfinished = _unfinished(ctx, store, found)
     if as_json:
         print_json([*(_document(each) for each in found), *unfinished])
@@ -119,7 +124,7 @@ def list_datasets(ctx: click.Context, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.datasets)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
@@ -155,7 +160,7 @@ def inspect(ctx: click.Context, ref: str, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.datasets)
 @click.option("--destination", metavar="DIR", help="A new or empty folder. [./<name>]")
 @click.pass_context
 def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
@@ -173,7 +178,7 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
 
 
 @group.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.datasets)
 @click.option("--read-data", is_flag=True, help="Read every byte and compare digests.")
 @json_option
 @click.pass_context
@@ -204,39 +209,57 @@ def verify(ctx: click.Context, ref: str, read_data: bool, as_json: bool) -> None
 
 
 @group.command()
-@click.argument("refs", nargs=-1, required=True, metavar="REF…")
+@click.argument("refs", nargs=-1, required=True, metavar="REF…", shell_complete=completing.datasets)
 @click.option("--force", is_flag=True, help="Also what a job was started with.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_context
 def delete(ctx: click.Context, refs: tuple[str, ...], force: bool, yes: bool, as_json: bool) -> None:
-    """Removes versions of datasets from the store: NAME alone is its newest one. Their numbers are never given again.
+    """Removes versions of datasets from the store: NAME alone is its newest one, or, where it has none, what a push that was
+    cut off has sent. Their numbers are never given again.
 
     \b
     Examples:
       launcher dataset delete medical@v1
       launcher dataset delete medical --force --yes
     """
-    from launcher.errors import UsageError
-    from launcher.store import protection, removal
+    from launcher.errors import DatasetNotFound, UsageError
+    from launcher.store import journal, protection, removal
     from launcher.text import size
 
     store = _open(ctx)
-    found = list({each.manifest.id: each for each in map(store.resolve, refs)}.values())
+    found: dict[str, Checkpoint] = {}
+    pushes: list[Push] = []
+    for ref in refs:
+        try:
+            resolved = store.resolve(ref)
+            found[resolved.manifest.id] = resolved
+        except DatasetNotFound:
+            mine = journal.unfinished(store, current(ctx)[0].data_dir)
+            pushes += (cut_off := [each for each in mine if ref == each.words[0] and not each.live])
+            if not cut_off:
+                raise
     reasons = protection.reasons(store, ())
     held = [
-        f"{each.label} was given to {len(jobs)} job(s)" for each in found if (jobs := reasons.get(each.manifest.id))
+        f"{each.label} was given to {len(jobs)} job(s)"
+        for identifier, each in found.items()
+        if (jobs := reasons.get(identifier))
     ]
     if held and not force:
         raise UsageError(what=f"Not deleted: {', '.join(held)}.", hint="Delete all the same with --force.")
-    labels = ", ".join(f"{each.label} ({each.manifest.id})" for each in found)
-    confirm(f"Delete {labels}, {size(sum(each.manifest.size for each in found))}?", yes=yes)
-    for each in found:
+    labels = [f"{each.label} ({identifier})" for identifier, each in found.items()]
+    labels += [f"the unfinished push of {each.words[0]} ({each.id})" for each in pushes]
+    confirm(f"Delete {', '.join(labels)}, {size(sum(each.manifest.size for each in found.values()))}?", yes=yes)
+    for each in found.values():
         removal.delete(store, each)
-        if not as_json:
-            click.echo(f"Deleted {each.label}.")
+    for push in pushes:
+        journal.discard(store, push)
     if as_json:
-        print_json({"deleted": [_document(each)["metadata"] for each in found]})
+        deleted = [_document(each)["metadata"] for each in found.values()]
+        print_json({"deleted": [*deleted, *({"name": each.words[0], "id": each.id} for each in pushes)]})
+        return
+    for label in labels:
+        click.echo(f"Deleted {label}.")
 
 
 def _open(ctx: click.Context) -> Datasets:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import confirm, current, json_option, open_store, print_json, print_table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.command()
-@click.argument("refs", nargs=-1, required=True, metavar="REF…")
+@click.argument("refs", nargs=-1, required=True, metavar="REF…", shell_complete=completing.checkpoints)
 @click.option("--force", is_flag=True, help="Also what is pinned, or what something was made from.")
 @_yes
 @json_option
@@ -53,7 +54,7 @@ def delete(ctx: click.Context, refs: tuple[str, ...], force: bool, yes: bool, as
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @click.option("--note", default="", metavar="TEXT", help="Why it has to stay.")
 @json_option
 @click.pass_context
@@ -73,7 +74,7 @@ def pin(ctx: click.Context, ref: str, note: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @json_option
 @click.pass_context
 def unpin(ctx: click.Context, ref: str, as_json: bool) -> None:
@@ -92,7 +93,13 @@ def unpin(ctx: click.Context, ref: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--job", required=True, metavar="NAME", help="Of all jobs that had this name.")
+@click.option(
+    "--job",
+    required=True,
+    metavar="NAME",
+    shell_complete=completing.jobs_of_store,
+    help="Of all jobs that had this name.",
+)
 @click.option("--keep", "rules", required=True, metavar="RULES", help="last=N,every=STEPS,best=METRIC:min|max,days=N")
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and why the rest stays.")
 @_yes

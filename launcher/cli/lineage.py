@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import json_option, open_store, print_json
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("ref")
+@click.argument("ref", shell_complete=completing.checkpoints)
 @json_option
 @click.pass_context
 def log(ctx: click.Context, ref: str, as_json: bool) -> None:
@@ -110,8 +111,8 @@ def _details(each: Ancestor) -> list[str]:
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=completing.checkpoints)
+@click.argument("second", metavar="B", shell_complete=completing.checkpoints)
 @json_option
 @click.pass_context
 def diff(ctx: click.Context, first: str, second: str, as_json: bool) -> None:

@@ -7,11 +7,12 @@ import time
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("-f", "--follow", is_flag=True, help="Stay until the job ends.")
 @click.option("--rank", "ranks", type=int, multiple=True, help="Only the output of this rank. May be repeated.")
 @click.option("--attempt", type=int, metavar="N", help="Only the output of this attempt. [all, one after the other]")

@@ -25,7 +25,7 @@ def show(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         _said(error.format_message(), err=True)
         return UsageError.exit_code
-    known = _known(error)
+    known = _known(error, separated="--" in words)
     own = words[: words.index("--")] if "--" in words else words
     environ = settings.process_environment()
     clean = _redactor(environ).text
@@ -69,11 +69,11 @@ def _redactor(environ: dict[str, str]) -> Redactor:
     return Redactor.of_environment(environ, kept)
 
 
-def _known(error: Exception) -> LauncherError:
+def _known(error: Exception, *, separated: bool) -> LauncherError:
     if isinstance(error, LauncherError):
         return error
     if isinstance(error, click.ClickException):
-        return _explained(error)
+        return _explained(error, separated)
     if isinstance(error, UnicodeEncodeError):
         return UsageError(what=f"{error.object!r} is not UTF-8, and names, notes and whatever else is kept have to be.")
     if isinstance(error, OSError):
@@ -85,7 +85,7 @@ def _known(error: Exception) -> LauncherError:
     return LauncherError(what="This is a bug, please report it.")  # It must not look like a job's own code 1.
 
 
-def _explained(error: click.ClickException) -> UsageError:
+def _explained(error: click.ClickException, separated: bool) -> UsageError:
     """The error that says what click found, with the nearest valid word and where to read on."""
     ctx = getattr(error, "ctx", None)
     hint = f"`{ctx.command_path if ctx else 'launcher'} --help` shows what it takes, with examples."
@@ -93,7 +93,7 @@ def _explained(error: click.ClickException) -> UsageError:
     if isinstance(error, click.NoSuchOption):
         near = _near(error.option_name, _options(ctx))
         what = f"No such option {error.option_name!r}.{near}"
-        if not near and ctx and any(each.name == "words" for each in ctx.command.params):
+        if not separated and ctx and any(each.name == "words" for each in ctx.command.params):
             hint = f"The job's own options come after --: {ctx.command_path} … -- SCRIPT.py {error.option_name} …"
     elif isinstance(error, click.BadParameter):
         kind = getattr(error.param, "type", None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import console, current, json_option, open_store, print_json, redactor
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.jobs)
 @click.option("--all", "every", is_flag=True, help="Every job of this machine that left something.")
 @json_option
 @click.pass_context

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, leave
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ _HIDDEN = "***"
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option(
     "-E", "--env", multiple=True, metavar="K=V", help="A variable that the record does not have, or another value."
 )
 @click.option("--resume", metavar="HOW", help="auto, never, or a checkpoint to go on from. [as it was]")
+@click.option("-d", "--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
 @click.pass_context
-def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | None) -> int:
+def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | None, detach: bool) -> int:
     """Starts a job again: the next attempt of the same job, from its newest checkpoint, with all that was recorded of it.
 
     Secrets given by name (--secret) are read again. Values that were hidden when the job was recorded have to be given again.
@@ -34,9 +36,14 @@ def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | Non
       launcher training retry ft_01 --resume never
       launcher training retry ft_01 --env HF_TOKEN
     """
+    from launcher.detach import detach as go_on
+
+    background = go_on() if detach else None
+
     import msgspec
 
     from launcher import main_job
+    from launcher.cli.background import until_up
     from launcher.errors import UsageError
     from launcher.job import spec as specs
     from launcher.job.folder import JobFolder
@@ -60,7 +67,8 @@ def retry(ctx: click.Context, name: str, env: tuple[str, ...], resume: str | Non
                 "is the same with everything typed again.",
             )
         environ = {key: value for key, value in environ.items() if key != "LAUNCHER_ATTEMPT"}
-        leave(main_job.run(spec, settings, environ | {"LAUNCHER_JOB_ID": folder.id}, signals).code)
+        environ["LAUNCHER_JOB_ID"] = folder.id
+        leave(main_job.run(spec, settings, environ, signals, also=until_up(background, spec)).code)
 
 
 def _hidden(spec: JobSpec) -> Iterator[str]:

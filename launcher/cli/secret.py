@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, json_option, print_json
 
 
@@ -66,7 +67,7 @@ def list_secrets(ctx: click.Context, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.secrets)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
     """Removes a secret."""

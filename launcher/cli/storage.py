@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from launcher.cli import completing
 from launcher.cli.context import current, json_option, print_json, print_table
 
 
@@ -27,7 +28,15 @@ def group() -> None:
 @click.option("--endpoint", default="", metavar="URL", help="Of the service. [the provider's own]")
 @click.option("--region", default="", metavar="NAME", help="S3's region.")
 @click.option("--account", default="", metavar="NAME", help="Azure's storage account; R2's account id.")
-@click.option("--secret", "--hf-token-name", "secret", default="", metavar="NAME", help="The secret with credentials.")
+@click.option(
+    "--secret",
+    "--hf-token-name",
+    "secret",
+    default="",
+    metavar="NAME",
+    shell_complete=completing.secrets,
+    help="The secret with credentials.",
+)
 @click.pass_context
 def create(ctx: click.Context, /, **fields: Any) -> None:
     """Names a place. Its secret holds, for S3 and its kin, lines aws_access_key_id=… and aws_secret_access_key=…; for GCS a
@@ -62,7 +71,7 @@ def list_storages(ctx: click.Context, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.storages)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
@@ -80,7 +89,7 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.storages)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
     """Forgets a storage; what lies in it, and its secret, stay."""

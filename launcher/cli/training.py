@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table
+from launcher.cli import completing
+from launcher.cli.background import until_up
+from launcher.cli.context import current, json_option, leave, open_store, print_json, print_table, redactor
+from launcher.cli.ending import stop, wait
+from launcher.cli.fetching import fetch
+from launcher.cli.flexai import debug_ssh, foreign_options, translated
+from launcher.cli.jobs import inspect, list_jobs
 from launcher.cli.logs import logs
 from launcher.cli.mistakes import JobCommand
+from launcher.cli.plan import show_plan
 from launcher.cli.retry import retry
+from launcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from launcher.job.spec import JobSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _REF = "Input: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER names its folder. May be repeated."
 _DATASET = "Dataset, at $FLEXAI_INPUT_DIR/NAME: NAME, NAME@vN, UUID; NAME=MOUNT names its folder. May be repeated."
 _OPTIONS = [
-    click.option("-C", "--checkpoint", "checkpoint", multiple=True, metavar="REF", help=_REF),
-    click.option("-D", "--dataset", "dataset", multiple=True, metavar="NAME[=MOUNT]", help=_DATASET),
+    click.option(
+        "-C",
+        "--checkpoint",
+        "checkpoint",
+        multiple=True,
+        metavar="REF",
+        shell_complete=completing.checkpoints,
+        help=_REF,
+    ),
+    click.option(
+        "-D",
+        "--dataset",
+        "dataset",
+        multiple=True,
+        metavar="NAME[=MOUNT]",
+        shell_complete=completing.datasets,
+        help=_DATASET,
+    ),
     click.option("--include", multiple=True, metavar="GLOB", help="Of the inputs, only these files. May be repeated."),
     click.option("--exclude", multiple=True, metavar="GLOB", help="Of the inputs, not these files. May be repeated."),
     click.option("--only", type=click.Choice(["all", "inference"]), help="inference: no optimizer, scheduler, … [all]"),
@@ -42,7 +67,14 @@ _OPTIONS = [
         "--requirements-path", metavar="FILE", help="Packages for the job. [the repository's requirements.txt, if any]"
     ),
     click.option("-E", "--env", multiple=True, metavar="K=V", help="Variable for the job; K alone passes yours on."),
-    click.option("-S", "--secret", multiple=True, metavar="K=NAME", help="Variable with a secret (launcher secret)."),
+    click.option(
+        "-S",
+        "--secret",
+        multiple=True,
+        metavar="K=NAME",
+        shell_complete=completing.secrets,
+        help="Variable with a secret (launcher secret).",
+    ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
     click.option("--work-dir", metavar="DIR", help="Where the command runs. [the current folder]"),
@@ -107,21 +139,42 @@ def only_job_options(*names: str) -> Callable[[F], F]:
     return decorate
 
 
-def _run(
-    ctx: click.Context, kind: str, name: str, words: tuple[str, ...], job_file: str | None, flags: dict[str, Any]
-) -> int:
-    from launcher import main_job, report
+def _spec(
+    ctx: click.Context,
+    kind: str,
+    name: str,
+    words: tuple[str, ...],
+    job_file: str | None,
+    save_file: str | None,
+    flags: dict[str, Any],
+    environ: dict[str, str],
+) -> JobSpec:
     from launcher.job import spec as specs
+
+    flags["env"] = specs.parse_env(flags.pop("env"), environ)
+    flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+    spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+    if save_file:
+        from launcher.job.saving import save
+
+        save(spec, save_file, redactor(ctx))
+    return spec
+
+
+def _run(ctx: click.Context, asked: Callable[[dict[str, str]], JobSpec], *, detached: bool) -> int:
+    from launcher.detach import detach
+
+    background = detach() if detached else None
+
+    from launcher import main_job, report
     from launcher.runners.signals import catching
 
     with catching() as signals:
         settings, environ = current(ctx)
         with report.early(settings, environ):
-            flags["env"] = specs.parse_env(flags.pop("env"), environ)
-            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-            spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+            spec = asked(environ)
             signals.drop(spec.dropped())
-            leave(main_job.run(spec, settings, environ, signals).code)
+            leave(main_job.run(spec, settings, environ, signals, also=until_up(background, spec)).code)
 
 
 def _run_command(kind: str) -> click.Command:
@@ -137,9 +190,25 @@ def _run_command(kind: str) -> click.Command:
     )
     @click.option("--network", metavar="NAME", help="Docker runner: the engine's network.")
     @click.option("--shm-size", metavar="SIZE", help="Docker runner: size of /dev/shm. [half of the memory]")
+    @click.option("-d", "--detach", is_flag=True, help="Return when the job runs; it goes on without the terminal.")
+    @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; start and write nothing.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the plan of --dry-run as JSON.")
+    @click.option("--save-file", metavar="FILE", help="Write the job file that --file reads, then go on.")
+    @foreign_options
     @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- SCRIPT.py [ARGS…]")
     @click.pass_context
-    def run(ctx: click.Context, /, name: str, words: tuple[str, ...], job_file: str | None, **flags: Any) -> int:
+    def run(
+        ctx: click.Context,
+        /,
+        name: str,
+        words: tuple[str, ...],
+        job_file: str | None,
+        detach: bool,
+        dry_run: bool,
+        as_json: bool,
+        save_file: str | None,
+        **flags: Any,
+    ) -> int:
         """Starts a job and stays until its last checkpoint is stored. The exit code is the job's own.
 
         The job finds its input below $FLEXAI_INPUT_CHECKPOINT_DIR (read-only) and writes to
@@ -152,10 +221,23 @@ def _run_command(kind: str) -> click.Command:
           launcher training run ft_03 -C base -D medical -D code@v2=extra -- train.py   # $FLEXAI_INPUT_DIR/medical
           launcher training run eval -C ft_01@v2=model -- -m lm_eval --model hf
           launcher training run dry --runner docker --image my/image -C base -- train.py
+          launcher training run ft_03 -C mistral_tiny_base --detach -- train.py
+          launcher training run ft_04 -C mistral_tiny_base --dry-run --save-file job.yaml -- train.py
           launcher training run from-file --file job.yaml
           launcher training run ft_03 -u https://git.example.org/team/code -b v1.2 -C base -- train.py
         """
-        return _run(ctx, kind, name, words, job_file, flags)
+        if as_json and not dry_run:
+            raise UsageError(
+                what="--json is for --dry-run: a job's output is its own.", hint="Add --dry-run, or leave it out."
+            )
+        if detach and dry_run:
+            raise UsageError(what="--detach and --dry-run exclude each other.", hint="Leave one out.")
+        asked = functools.partial(_spec, ctx, kind, name, words, job_file, save_file, translated(ctx, flags))
+        if dry_run:
+            settings, environ = current(ctx)
+            show_plan(ctx, asked(environ), settings, environ, as_json=as_json)
+            return 0
+        return _run(ctx, asked, detached=detach)
 
     return run
 
@@ -163,97 +245,13 @@ def _run_command(kind: str) -> click.Command:
 def _group(name: str, kind: str, text: str) -> click.Group:
     group = click.Group(name, help=text)
     group.add_command(_run_command(kind))
-    for command in (list_jobs, inspect, logs, stop, retry, checkpoints, delete):
+    for command in (list_jobs, inspect, logs, wait, stop, retry, checkpoints, fetch, delete, debug_ssh):
         group.add_command(command)
     return group
 
 
-@click.command("list")
-@json_option
-@click.pass_context
-def list_jobs(ctx: click.Context, as_json: bool) -> None:
-    """Lists the jobs of this machine, newest last."""
-    from launcher.errors import RecordDamaged
-    from launcher.job import folder as folders
-    from launcher.job.record import state
-    from launcher.text import ago
-
-    settings, _ = current(ctx)
-    jobs = []
-    for folder in folders.every(settings.data_dir):
-        try:
-            record = folder.read()
-        except RecordDamaged as error:
-            click.echo(f"launcher: warning: {error.text}", err=True)
-            continue
-        jobs.append((record, state(record, folder.running())))
-    jobs.sort(key=lambda each: each[0].created)
-    if as_json:
-        print_json([_job_json(record, now) for record, now in jobs])
-        return
-    rows = [
-        [record.name, record.spec.kind, now, _code(record), str(len(record.checkpoints)), ago(record.created)]
-        for record, now in jobs
-    ]
-    print_table(["NAME", "KIND", "STATE", "EXIT", "CHECKPOINTS", "STARTED"], rows, empty="No job has run here.")
-
-
 @click.command()
-@click.argument("name")
-@json_option
-@click.pass_context
-def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Shows all that is known of a job."""
-    from launcher.job.folder import JobFolder
-    from launcher.job.record import state
-
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    record = folder.read()
-    content = _job_json(record, state(record, folder.running())) | {"folder": str(folder.path)}
-    if as_json:
-        print_json(content)
-        return
-    import msgspec
-    import yaml
-
-    plain = msgspec.to_builtins(content)
-    click.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
-
-
-@click.command()
-@click.argument("name")
-@click.option("--wait", default="60s", metavar="TIME", help="How long to wait for its end. [60s]")
-@click.pass_context
-def stop(ctx: click.Context, name: str, wait: str) -> None:
-    """Asks a running job to stop: it gets its grace time, and its checkpoints are stored."""
-    from launcher.errors import LockTimeout, UsageError
-    from launcher.job.folder import JobFolder
-    from launcher.settings import parse_seconds
-
-    try:
-        seconds = parse_seconds(wait)
-    except ValueError as error:
-        raise UsageError(what=f"--wait: {error}.") from error
-    folder = JobFolder.find(current(ctx)[0].data_dir, name)
-    pid = folder.owner()
-    if pid is None and folder.running():
-        raise UsageError(what=f"Job {name} is run by {folder.holder()}.", hint="Stop it there.")
-    if pid is None:
-        click.echo(f"Job {name} is not running.", err=True)
-        return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + seconds
-    while folder.running():
-        if time.monotonic() > deadline:
-            raise LockTimeout(
-                what=f"Job {name}", seconds=seconds, hint="It still has grace, or is storing checkpoints."
-            )
-        time.sleep(0.05)
-    click.echo(f"Job {name} has stopped.")
-
-
-@click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--all", "every", is_flag=True, help="Of all jobs that had this name, not only the newest.")
 @json_option
 @click.pass_context
@@ -273,7 +271,7 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
     if not every:
         found = [each for each in found if each.manifest.origin and each.manifest.origin.job == newest]
     if as_json:
-        from launcher.cli.checkpoint import as_document
+        from launcher.cli.listing import as_document
 
         print_json([as_document(each) for each in found])
         return
@@ -312,11 +310,10 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
     """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""
-    from launcher.errors import UsageError
     from launcher.job.folder import JobFolder
 
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
@@ -329,17 +326,6 @@ def delete(ctx: click.Context, name: str) -> None:
         )
     folder.delete()
     click.echo(f"Removed job {name} ({folder.id}).")
-
-
-def _job_json(record: Any, state: str) -> dict[str, Any]:
-    import msgspec
-
-    plain: dict[str, Any] = msgspec.to_builtins(record)
-    return {"state": state} | plain
-
-
-def _code(record: Any) -> str:
-    return "-" if record.outcome is None else str(record.outcome.code)
 
 
 group = _group("training", "training", "Start training jobs and look at them.")

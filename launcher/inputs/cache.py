@@ -75,6 +75,15 @@ class NodeCache:
         """The entry's id of a stored checkpoint, or of a selection of its files."""
         return f"{manifest.id}-{_hash(part)[:8]}" if part else manifest.id
 
+    def identifier_of(self, remote: Remote) -> str:
+        """The entry's id of what is somewhere else, as it is now."""
+        return _hash(remote.identity)
+
+    def there(self, identifier: str) -> Path | None:
+        """The whole entry, in either way of being there; without a lock, so it may leave at any time."""
+        found = (self.entry(identifier), self.entry(identifier + sharing.LINKED))
+        return next((path for path in found if path.exists()), None)
+
     def fetch(
         self,
         store: Store,
@@ -140,9 +149,13 @@ class NodeCache:
             files = remote.download(partial, threads=self._threads, on_bytes=on_bytes)
             return About(remote.name, remote.url, files)
 
-        identifier = _hash(remote.identity)
+        identifier = self.identifier_of(remote)
         lease = self._make(identifier, remote.size, remote.url, download, on_bytes)
         return self.entry(identifier), lease
+
+    def environment(self, identity: str) -> Path:
+        """Where the environment of this identity is, or would be."""
+        return self.entry("environment-" + _hash(identity))
 
     def fetch_environment(
         self, identity: str, name: str, source: str, build: Callable[[Path, Path], None], on_bytes: OnBytes
@@ -150,7 +163,7 @@ class NodeCache:
         """What `build` makes in a folder (its first argument, where a crash may have left something) for the place that it gets
         when it is whole (the second), once for all who ask for this identity. Raises what `build` and `on_bytes` do (which is
         called with 0 while it waits)."""
-        identifier = "environment-" + _hash(identity)
+        identifier = self.environment(identity).name
 
         def make(partial: Path) -> About:
             try:
@@ -195,9 +208,10 @@ class NodeCache:
                 what=what, path=self.folder, need=as_size(need), free=as_size(free), setting="LAUNCHER_CACHE_DIR"
             )
 
-    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False) -> list[Cached]:
+    def prune(self, limit: int | float, *, free: int = 0, dry_run: bool = False, kept: bool = False) -> list[Cached]:
         """Evicts the least recently used until the entries take `limit` (bytes, or a share of the file system) or less
-        and `free` bytes are free; with a limit of 0 also those that take no space. Returns what went."""
+        and `free` bytes are free, with a limit of 0 also those that take no space. `kept`: also those that somebody
+        wants to find here later. Returns what went."""
         self._entries.sweep()
         found = self._entries.list()
         total, limit = sum(each.about.occupied for each in found), self._bytes(limit)
@@ -206,15 +220,23 @@ class NodeCache:
         for each in found:
             if limit > 0 and total <= limit and available >= free:
                 break
-            if not each.held and (dry_run or self._entries.evict(each.id)):
+            if not each.held and (kept or each.kept is None) and (dry_run or self._entries.evict(each.id)):
                 gone.append(each)
                 total -= each.about.occupied
                 available += each.about.occupied
         return gone
 
+    def keep(self, path: str, until: float) -> None:
+        """Keeps an entry (its canonical path), of which the caller has the lease, until then (Unix seconds)."""
+        self._entries.keep(os.path.basename(path), until)
+
     def entries(self) -> list[Cached]:
         """Every whole entry, the least recently used first."""
         return self._entries.list()
+
+    def occupied(self) -> int:
+        """Bytes that all entries take; without a lock."""
+        return self._entries.occupied()
 
     def damage(self, cached: Cached) -> list[str]:
         """Why an entry is not what its description says: reads every byte."""

@@ -91,7 +91,7 @@ def choose(
     """Resolves every `REF` or `REF=FOLDER`. Raises CheckpointNotFound, SourceNotFound, UsageError."""
 
     def resolved(text: str, mounts: tuple[str, ...]) -> Chosen:
-        return _resolved(text, mounts, store, settings, environ, selection)
+        return resolve(text, mounts, store, settings, environ, selection)
 
     chosen = [_one(text, resolved, store) for text in texts]
     taken: dict[str, str] = {}
@@ -121,7 +121,7 @@ def _one(text: str, resolved: Callable[[str, tuple[str, ...]], Chosen], store: S
             raise CheckpointNotFound(ref=ref, store=store.url, hint=error.hint) from None
 
 
-def _resolved(
+def resolve(
     text: str,
     mounts: tuple[str, ...],
     store: Store,
@@ -129,12 +129,13 @@ def _resolved(
     environ: Mapping[str, str],
     selection: Selection,
 ) -> Chosen:
+    """Resolves one `REF`; `mounts`: its folders, if not those of its name. Raises what `choose` does."""
     ref = reference.parse(text)
     if ref.kind in ("url", "path"):
         return _not_stored(text, mounts, settings, environ, selection)
     found = store.resolve(ref).manifest
     own = (ref.mount_name,) if ref.mount_name == found.name or ref.kind != "id" else (ref.mount_name, found.name)
-    if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id
+    if ref.kind == "name" and ref.value != found.name:  # chosen by the beginning of an id, or by a tag
         own = (ref.value, found.name)
     files = tuple(file for file in found.files if selection.takes(file.path))
     if not files:
@@ -227,6 +228,19 @@ def provide(
         return Provided(chosen, str(path), lease)
     assert chosen.folder
     return Provided(chosen, os.path.realpath(chosen.folder), before=_states(chosen.folder))
+
+
+def expected(chosen: Chosen, cache: NodeCache) -> tuple[Provided, int]:
+    """An input as `provide` would bring it, and how many bytes of it would have to come, at most. Nothing is fetched or made."""
+    if chosen.folder:
+        return Provided(chosen, os.path.realpath(chosen.folder)), 0
+    if chosen.manifest:
+        identifier = cache.identifier(chosen.manifest, chosen.part)
+    else:
+        assert chosen.remote
+        identifier = cache.identifier_of(chosen.remote)
+    there = cache.there(identifier)
+    return Provided(chosen, str(there or cache.entry(identifier))), 0 if there else chosen.size
 
 
 def verify(provided: Provided, cache: NodeCache, rung: str) -> None:

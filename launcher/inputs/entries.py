@@ -7,7 +7,7 @@
 
 Locks are held by the kernel and die with their process; nothing here needs cleaning after a kill. The file's modification
 time is the entry's last use. A lock file may be removed only by who holds it exclusively, and counts only while it is the
-one at its path: whoever gets a lock looks again.
+one at its path: whoever gets a lock looks again. A last use that lies ahead keeps an entry until then, without a process.
 
 Where flock lies (some network file systems give one lock to two at a time, or none at all) it is asked for nothing: every
 process downloads to a partial folder of its own, the first rename makes the entry, and nothing is evicted.
@@ -61,12 +61,14 @@ class About(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Cached:
-    """A whole entry: `used` in Unix seconds; `held`: a live process uses it."""
+    """A whole entry: `used` in Unix seconds; `held`: a live process uses it; `kept`: until when (Unix seconds) somebody wants to
+    find it here, if he does."""
 
     id: str
     about: About
     used: float
     held: bool
+    kept: float | None = None
 
 
 class Lease:
@@ -140,7 +142,7 @@ class Entries:
                         self._fill(fd, identifier, download)
                     _lock(fd, fcntl.LOCK_SH, wait)  # Not atomic: an eviction may come between, hence the loop.
                 if self._current(fd, identifier) and path.exists():
-                    os.utime(fd)
+                    _touch(fd)
                     return Lease(fd)
             except BaseException:
                 os.close(fd)
@@ -178,8 +180,16 @@ class Entries:
             finally:
                 remove(partial)  # Where another process was first.
         fd = os.open(self._about(identifier), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        os.utime(fd)
+        _touch(fd)
         return Lease(fd)
+
+    def keep(self, identifier: str, until: float) -> None:
+        """Keeps an entry, of which the caller has the lease, until then (Unix seconds), or longer if somebody said so before."""
+        fd = os.open(self._about(identifier), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _touch(fd, until)
+        finally:
+            os.close(fd)
 
     def _current(self, fd: int, identifier: str) -> bool:
         try:
@@ -194,9 +204,16 @@ class Entries:
             for name in os.listdir(self.folder / "checkpoints"):
                 with contextlib.suppress(FileNotFoundError), self._try(name) as free:
                     about = self._read(name)
-                    used = self._about(name).stat().st_mtime
-                    found.append(Cached(name, about, used, not free))
+                    used, now = self._about(name).stat().st_mtime, time.time()
+                    found.append(Cached(name, about, min(used, now), not free, used if used > now else None))
         return sorted(found, key=lambda each: each.used)
+
+    def occupied(self) -> int:
+        """Bytes of all whole entries; without a lock."""
+        try:
+            return sum(self._read(name).occupied for name in os.listdir(self.folder / "checkpoints"))
+        except FileNotFoundError:
+            return 0
 
     def _read(self, identifier: str) -> About:
         try:
@@ -253,6 +270,13 @@ class Entries:
                             self._about(path.name).unlink()
                     if not self.locks:
                         remove(path)
+
+
+def _touch(fd: int, when: float | None = None) -> None:
+    """Sets the last use to now or `when` (Unix seconds), never back."""
+    when = time.time() if when is None else when
+    if os.fstat(fd).st_mtime < when:
+        os.utime(fd, (when, when))
 
 
 def _last_change(path: Path) -> float:

@@ -132,10 +132,14 @@ def landlock(plan: Plan) -> list[str]:
     ]
 
 
-def permissions(plan: Plan) -> list[str]:
-    """Only the missing write permission of the files; the owner could give it back, root need not."""
+def _not_root() -> None:
     if os.geteuid() == 0:
         raise OSError(0, "permissions do not hold for root")
+
+
+def permissions(plan: Plan) -> list[str]:
+    """Only the missing write permission of the files; the owner could give it back, root need not."""
+    _not_root()
     _link(plan)
     return ["the input is verified after the job"]
 
@@ -181,7 +185,7 @@ def _protect(plan: Plan) -> dict[str, Any]:
     return {"error": f"no rung holds: {why}", "refused": refused}
 
 
-def _trial(action: Callable[[], None]) -> str:
+def _trial(action: Callable[[], object]) -> str:
     """Why an action fails in a child process; empty where it does not."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -204,6 +208,9 @@ def _probe(plan: Plan) -> dict[str, str]:
     """The first rung that would hold, and why overlayfs would not (empty: it would)."""
     for rung in plan["rungs"]:
         if rung not in ("bind", "userns"):
+            needed = {"landlock": landlocked.version, "permissions": _not_root}
+            if rung in needed and _trial(needed[rung]):
+                continue
             return {"rung": rung, "overlay": f"the rung {rung} cannot mount"}
         if _trial(lambda rung=rung: _enter(rung)):  # type: ignore[misc]
             continue

@@ -142,7 +142,6 @@ def _refuse(repository: Repository) -> None:
             what=f"--repository-token-secret is for https, and {url} is not.",
             hint="By http anybody could read the token on its way; ssh takes keys from your agent and ~/.ssh.",
         )
-
     if any(character in repository.token for character in "\r\n\0"):
         raise UsageError(what="The secret of --repository-token-secret is no token: it has more than one line.")
 
@@ -165,15 +164,13 @@ def _look_for(revision: str, url: str, git: _Git) -> str:
         git([*inside, "remote", "add", "origin", url], what)
         fetch = [*inside, "fetch", "--quiet", "--filter=tree:0", "--no-tags"]
         if len(revision) in (40, 64):
-            with contextlib.suppress(_UnadvertisedError):
-                git([*fetch, "--depth=1", "origin", revision], what)
-                return revision
+            offered = _offered(git, [*fetch, "--depth=1", "origin", revision], what)
+            if offered is not None:
+                return revision if offered else ""
         git([*fetch, "origin", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"], what)
         try:
             return git([*inside, "rev-parse", "--verify", f"{revision}^{{commit}}"], what).strip()
-        except RepositoryUnavailable:
-            raise
-        except LauncherError as error:
+        except NotFoundError as error:
             if "ambiguous" in str(error):
                 raise UsageError(
                     what=f"Several commits of {url} begin with {revision!r}.", hint="Write more of it."
@@ -194,40 +191,53 @@ def fetch(
     """Puts the files of one commit into a folder, with its submodules and Git LFS files; the folder is there only when it is
     whole. Raises what `check` does."""
     started = time.monotonic()
-    url, what = repository.url, f"Commit {commit} of {repository.url} cannot be fetched"
+    url = repository.url
     for left in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(left, ignore_errors=True)  # Of a launcher that was killed; git may still write there.
     part = folder.parent / f".{folder.name}-{os.getpid()}"
-    lfs = shutil.which("git-lfs", path=environ.get("PATH")) is not None
-    inside = ["-C", str(part)]
-    with _git(repository, environ, timeout, stop, lfs=lfs, told=programs.Told(f"Fetching {url}", emit)) as git:
-        git(["init", "--quiet", "--template=", str(part)], what)
-        git([*inside, "remote", "add", "origin", url], what)
-        try:
-            git(
-                [*inside, "fetch", "--progress", "--depth=1", "--no-tags", "--no-recurse-submodules", "origin", commit],
-                what,
-            )
-        except _UnadvertisedError:
-            every = ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"]
-            git([*inside, "fetch", "--progress", "--no-tags", "--no-recurse-submodules", "origin", *every], what)
-        git([*inside, "checkout", "--progress", "--detach", commit], what)
-        if (part / ".gitmodules").exists():
-            words = ["--init", "--recursive", "--checkout", "--depth=1", "--jobs=4", "--progress"]
-            git([*inside, "submodule", "update", *words], f"The submodules of {url} cannot be fetched")
-        if not lfs and not environ.get("GIT_LFS_SKIP_SMUDGE"):
-            _refuse_lfs(url, git, inside)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    try:
+        with _git(
+            repository, environ, timeout, stop, lfs=_lfs(environ), told=programs.Told(f"Fetching {url}", emit)
+        ) as git:
+            _fill(git, part, commit)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     seconds = time.monotonic() - started
-    emit(
-        event(
-            "source-ready",
-            f"Code: commit {commit[:12]} of {url} ready in {duration(seconds)}",
-            commit=commit,
-            seconds=seconds,
-        )
-    )
+    text = f"Code: commit {commit[:12]} of {url} ready in {duration(seconds)}"
+    emit(event("source-ready", text, commit=commit, seconds=round(seconds, 3)))
+
+
+def _lfs(environ: Mapping[str, str]) -> bool:
+    return shutil.which("git-lfs", path=environ.get("PATH")) is not None
+
+
+def _fill(git: _Git, part: Path, commit: str) -> None:
+    url, inside = git.repository.url, ["-C", str(part)]
+    what = f"Commit {commit} of {url} cannot be fetched"
+    git(["init", "--quiet", "--template=", str(part)], what)
+    git([*inside, "remote", "add", "origin", url], what)
+    fetch = [*inside, "fetch", "--progress", "--no-tags", "--no-recurse-submodules"]
+    if not _offered(git, [*fetch, "--depth=1", "origin", commit], what):
+        git([*fetch, "origin", "+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"], what)
+    git([*inside, "checkout", "--progress", "--detach", commit], what)
+    if (part / ".gitmodules").exists():
+        words = ["--init", "--recursive", "--checkout", "--depth=1", "--jobs=4", "--progress"]
+        git([*inside, "submodule", "update", *words], f"The submodules of {url} cannot be fetched")
+    if not _lfs(git.environ) and not git.environ.get("GIT_LFS_SKIP_SMUDGE"):
+        _refuse_lfs(url, git, inside)
+
+
+def _offered(git: _Git, fetch: list[str], what: str) -> bool | None:
+    """Fetches a commit by its id; False where the server has none, None where it gives none by its id (an old one)."""
+    try:
+        git(fetch, what)
+    except NotFoundError as error:
+        if error.facts.get("unadvertised"):
+            return False if "not our ref" in error.text else None
+        raise
+    return True
 
 
 def _refuse_lfs(url: str, git: _Git, inside: list[str]) -> None:
@@ -241,10 +251,6 @@ def _refuse_lfs(url: str, git: _Git, inside: list[str]) -> None:
             " and git-lfs is not installed.",
             hint="Install it (Debian: apt-get install git-lfs), or set GIT_LFS_SKIP_SMUDGE=1 where the job needs none of them.",
         )
-
-
-class _UnadvertisedError(LauncherError):
-    """The server gives no commit by its id (an old one), or has no such commit."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,7 @@ class _Git:
             none = "A private one needs --repository-token-secret NAME (https), or a key that ssh finds by itself."
             return AccessDenied(what=self.repository.url, cause=cause, hint=token if self.key >= 0 else none)
         if _UNADVERTISED.search(said):
-            return _UnadvertisedError(what=f"{what}: {cause}.")
+            return NotFoundError(what=f"{what}: {cause}.", unadvertised=True)
         if _AWAY.search(said):
             return RepositoryUnavailable(what=what, cause=cause)
         if "No space left" in said:

@@ -6,7 +6,7 @@
   events.jsonl    every event, appended
   result.json     Outcome of the last attempt
   logs/           job.log (all output as it came), job.times (when it was how long), attempt-N/ (what torchrun keeps of
-                  each rank)
+                  each rank), launcher.log (the launcher's own lines, of a detached job)
   input-checkpoint/  output-checkpoint/  output/
   spool/          captures that are not stored yet
   salvage/        attempt-N/: what would have misled attempt N in the output directory
@@ -21,6 +21,7 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ from launcher.errors import (
     UsageError,
 )
 from launcher.ids import new_id
+from launcher.job import listing
 from launcher.job.record import JobRecord, write_atomically
 from launcher.job.spec import JobSpec
 
@@ -54,6 +56,7 @@ class JobFolder:
         self.path = path
         self.id = path.name
         self._lock: int | None = None
+        self._writing = threading.Lock()
 
     @classmethod
     def create(
@@ -89,8 +92,10 @@ class JobFolder:
             if (folder.path / "record.json").exists():
                 record = folder.read()
                 record.spec = redacted
+                record.change("pending", "It is started again.")
             else:
                 record = JobRecord(id=folder.id, name=spec.name, created=time.time(), spec=redacted)
+                record.change("pending", "The checks have passed.")
             (folder.path / "result.json").unlink(
                 missing_ok=True
             )  # It is of an attempt that is not the last one any more.
@@ -107,13 +112,13 @@ class JobFolder:
         ids = _ids(parent)
         if ids:
             return cls(parent / ids[-1])
-        for folder in every(data_dir):
-            if folder.id == name:
-                return folder
-        known = {folder.path.parent.name.replace("!", "/") for folder in every(data_dir)}
+        found = listing.every(data_dir)
+        for each in found:
+            if each.id == name:
+                return cls(Path(data_dir, "jobs", names.key(each.name), each.id))
         from launcher.settings import nearest
 
-        near = nearest(name, known)
+        near = nearest(name, {each.name for each in found})
         raise JobNotFound(name=name, hint=f"Nearest names: {', '.join(near)}" if near else None)
 
     def take(self, wait: float = 0.0) -> bool:
@@ -186,6 +191,17 @@ class JobFolder:
             os.close(fd)
         return False
 
+    def alive(self, record: JobRecord) -> bool:
+        """Whether the launcher that runs the job lives: not its uploader alone, nor who stores what it left. On another host,
+        whoever holds the lock counts as that launcher."""
+        if not self.running():
+            return False
+        pid, host = self._holder()
+        if host != os.uname().nodename:
+            return True
+        last = record.attempts[-1] if record.attempts else None
+        return _lives(pid) and (last is None or last.outcome is not None or last.pid == pid)
+
     def owner(self) -> int | None:
         """The process id of the launcher that holds this job, where that is on this host."""
         pid, host = self._holder()
@@ -214,9 +230,15 @@ class JobFolder:
             raise RecordDamaged(path=path, job=job, cause=str(error)) from error
 
     def write(self, record: JobRecord, *, durable: bool = True) -> None:
-        """Replaces the record. Not `durable`: it survives a crash of ours, not of the machine."""
-        body = msgspec.json.format(msgspec.json.encode(record), indent=1)
-        write_atomically(str(self.path / "record.json"), body, durable=durable)
+        """Replaces the record. Not `durable`: it survives a crash of ours, not of the machine. By any thread."""
+        with self._writing:
+            body = msgspec.json.format(msgspec.json.encode(record), indent=1)
+            write_atomically(str(self.path / "record.json"), body, durable=durable)
+
+    def note(self, record: JobRecord) -> None:
+        """The same for a change that is only told: a full disk is no reason to end the job."""
+        with contextlib.suppress(OSError):
+            self.write(record, durable=False)
 
     def delete(self) -> None:
         """Removes everything of this job from this machine (not from the store)."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Literal
 
 import msgspec
 
+from launcher.job import states
 from launcher.job.failure import Failure
 from launcher.job.spec import JobSpec
+from launcher.job.states import Change, State
 
 Origin = Literal["job", "launcher", "platform"]
+ServerState = Literal["starting", "ready", "silent", "ended"]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +72,24 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Why a read of a lazy input failed."""
 
 
+class Server(msgspec.Struct, kw_only=True):
+    """What an inference job serves, and whether it answers."""
+
+    url: str
+    health: str
+    """The URL that is asked whether it answers."""
+    state: ServerState = "starting"
+    """silent: it answered, and does not any more."""
+    since: float = 0.0
+    """Unix seconds: when it came to be so."""
+    answered: float | None = None
+    """Unix seconds: when it answered first."""
+    model: str = ""
+    """The model's name in requests, where the server has OpenAI's interface."""
+    chat: bool = False
+    """The checkpoint says how a chat becomes a prompt."""
+
+
 class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One dataset as the job saw it; `digest` of its content, `path` and `rung` as of an input."""
 
@@ -97,6 +119,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     device: str = ""
     phases: dict[str, float] = {}
     """Seconds each phase took."""
+    command_ended: float | None = None
+    """When the command itself had ended, in Unix seconds; what it wrote is stored after that."""
     output: str = ""
     """The output directory on this machine."""
     watch: list[str] = []
@@ -114,6 +138,8 @@ class Attempt(msgspec.Struct, kw_only=True):
     """Of checkpoints, to the store."""
     bytes_saved: int = 0
     """Of checkpoints: what the store had already, from the one before."""
+    server: Server | None = None
+    """Of an inference job."""
     outcome: Outcome | None = None
 
 
@@ -131,20 +157,26 @@ class JobRecord(msgspec.Struct, kw_only=True):
     """What was seen and not collected: name and reason."""
     source: dict[str, str] = {}
     """Where the code came from: repository, revision as asked for, commit, and a digest of what was not committed (`changes`)."""
+    states: list[Change] = []
+    """Every change of the job's state, oldest first; empty in a record of an older release."""
 
     @property
     def outcome(self) -> Outcome | None:
         return self.attempts[-1].outcome if self.attempts else None
 
+    def change(self, state: State, reason: str) -> None:
+        """The job comes into a state now, or the reason for the one that it is in is another one. `folder.write` keeps it."""
+        if not self.states or (self.states[-1].state, self.states[-1].reason) != (state, reason):
+            self.states.append(Change(state=state, time=time.time(), reason=reason))
 
-def state(record: JobRecord, running: bool) -> str:
-    """The state in FlexAI's words: pending, in progress, succeeded, failed, stopped; `lost` where the launcher died."""
-    outcome = record.outcome
-    if outcome is None:
-        return "in progress" if running else "lost"
-    if outcome.stopped:
-        return "stopped"
-    return "succeeded" if outcome.code == 0 else "failed"
+
+def state(record: JobRecord, alive: bool) -> State:
+    """The job's state. `alive`: its launcher lives (`JobFolder.alive`); where it does not and the job has not ended, the job is
+    `lost`."""
+    known: State = states.at_end(record.outcome) if record.outcome else "in progress"
+    if record.states:
+        known = record.states[-1].state
+    return known if alive or known in states.ENDED else "lost"
 
 
 def write_atomically(path: str, data: bytes, *, durable: bool = True) -> None:

@@ -30,7 +30,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """The job's name; its checkpoints are named after it."""
     kind: Kind = "training"
-    """A label: training, fine-tuning or inference; it changes nothing else."""
+    """training and fine-tuning: a label; inference: a server, which has to answer."""
     command: tuple[str, ...] = ()
     """The user's command as typed: `script.py args…`, `-m module args…`, or any program."""
     checkpoint: tuple[str, ...] = ()
@@ -119,6 +119,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Serves /healthz, /readyz and /metrics at [HOST:]PORT. HOST: 127.0.0.1; for `entrypoint` and `collect` 0.0.0.0."""
     heartbeat: str = ""
     """A file that is written every two seconds while the launcher is well: what the job has come to, as JSON."""
+    host: str = "127.0.0.1"
+    """Inference: the address of this machine at which the server is reached; 0.0.0.0 for everybody."""
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    """Inference: its port. Default: a free one."""
+    health: str = ""
+    """Inference: the path that answers with 2xx or 3xx when the server is ready. Default: /health, which need not exist there."""
+    ready_timeout: Seconds = 1800.0
+    """Inference: a server that has not answered for so long after its start is ended."""
 
     def rewrites(self) -> dict[int, int]:
         """`rewrite` parsed, as numbers. Raises ValueError, which `load` has done before."""
@@ -253,6 +261,10 @@ def _check(spec: JobSpec) -> list[str]:
         spec.health_address()
     except ValueError as error:
         mistakes.append(f"--health-port: {error}")
+    if spec.health and not re.fullmatch(r"/[!-~]*", spec.health):
+        mistakes.append(f"--health: {spec.health!r} is no path; write /health")
+    if not re.fullmatch(r"[0-9A-Za-z.:-]+", spec.host):
+        mistakes.append(f"--host: {spec.host!r} is no address; write 127.0.0.1 or 0.0.0.0")
     if spec.watch and spec.runner == "docker":
         mistakes.append(
             "--watch is not for --runner docker: only what lies in the output directory leaves the container"

@@ -27,9 +27,11 @@ from launcher.text import printable
 INPUT = mentions.CONTRACT
 DATASETS = datasets.CONTRACT
 OUTPUT = "/output-checkpoint"
+OTHERS = "/output"
 WORK = "/workspace"
 AGENT = "/run/launcher/agent.py"
 LOGS = "/run/launcher/logs"
+MODELS = "/run/launcher/models"
 ENVIRONMENT = "/run/launcher/environment"
 PYTHON = "python3"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -71,6 +73,7 @@ def plan(
     inputs: Sequence[tuple[str, str]],
     writable: Collection[str],
     output: str,
+    others: str,
     logs: str,
     agent: str,
     user: str,
@@ -78,27 +81,35 @@ def plan(
     shm_size: int,
     gpus: int,
     secrets: str = "",
+    models: str = "",
+    publish: tuple[str, int] | None = None,
     environment: str = "",
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are.
-    `environment`: the one with the job's packages, if it has any of its own."""
+    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are. `models`:
+    the folder with a server's model; `publish`: the address of this machine, and the port there and in the container.
+    `environment`: the folder with the job's packages, if it has any of its own."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
     ]
     binds.append({"Type": "bind", "Source": output, "Target": OUTPUT, "ReadOnly": False})
+    binds.append({"Type": "bind", "Source": others, "Target": OTHERS, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": work_dir, "Target": WORK, "ReadOnly": False})
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
         binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
+    if models:
+        binds.append({"Type": "bind", "Source": models, "Target": MODELS, "ReadOnly": True})
     if environment:
         binds.append({"Type": "bind", "Source": environment, "Target": ENVIRONMENT, "ReadOnly": True})
     request = hardened(
         image=image, name=name, command=command, env=env, binds=binds, user=user, network=network, secrets=bool(secrets)
     )
     request |= {"labels": {"launcher.job": job_id}, "shm_size": shm_size}
+    if publish and network != "host":
+        request["ports"] = {f"{publish[1]}/tcp": publish}
     if gpus:
         request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
     return request

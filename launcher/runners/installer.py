@@ -30,16 +30,9 @@ from typing import Any, Dict, List
 
 _METADATA = (".dist-info", ".egg-info", ".egg-link")
 _MISLEADING = (
-    "PIP_USER",
-    "PIP_TARGET",
-    "PIP_PREFIX",
-    "PIP_ROOT",
-    "PIP_PYTHON",
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "UV_TARGET",
-    "UV_PREFIX",
-)
+    "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PYTHONPATH", "PYTHONHOME", "UV_TARGET", "UV_PREFIX",
+)  # fmt: skip
+"""They would install elsewhere, or find what the job does not."""
 _FOR_UV = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS",
     "PIP_NO_INDEX": "UV_NO_INDEX",
@@ -60,9 +53,9 @@ def in_venv() -> bool:
 
 
 def seen() -> List[str]:
-    """The folders in which this interpreter finds packages."""
+    """The folders in which this interpreter finds packages, when it is not isolated as now."""
     found = list(site.getsitepackages())
-    if not in_venv() and site.check_enableusersite():
+    if _sees_system() and not os.environ.get("PYTHONNOUSERSITE"):
         found.append(site.getusersitepackages())
     return [each for each in dict.fromkeys(found) if os.path.isdir(each)]
 
@@ -132,6 +125,7 @@ def _by_uv(uv: str, python: str, own: str, plan: Dict[str, Any]) -> int:
             if name.endswith(".dist-info") and os.path.exists(os.path.join(each, name, "METADATA")):
                 _stand_in(os.path.join(each, name), os.path.join(own, name))
     words = ["pip", "install", "--python", python, "--compile-bytecode", "--requirements", plan["requirements"]]
+    words += ["--link-mode", "copy"]  # Else hard links: whoever changed a file of uv's cache would change it here too.
     code = _run([uv, *words, *(["--require-hashes"] if plan["hashes"] else [])])
     for name in os.listdir(own):
         marked = os.path.join(own, name, "INSTALLER")

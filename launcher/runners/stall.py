@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from launcher.events import Emit, event
-from launcher.runners.running import Exit, Running
+from launcher.runners.ending import Ending
+from launcher.runners.running import Running
 from launcher.runners.tree import stat
 from launcher.text import duration
 
@@ -19,25 +18,19 @@ IDLE = 0.02
 """Of a core, for each process that torchrun starts and one more: who uses less does nothing. Two ranks that wait for each other
 in gloo used 0.3 and 0.6 % and torchrun's agent 0.2 % (measured); a rank that waits for a GPU usually spins, at 100 %."""
 
-_DYING = 2.0
-"""Seconds that processes get to die of SIGKILL; one in an uninterruptible wait does not."""
 
-
-class Watched:
+class Watched(Ending):
     """A running job which is told to stop (SIGTERM) when for `timeout` seconds it printed nothing, changed nothing in its output
     directory and used no processor, and is killed `grace` seconds later. Else the same as `running`.
 
-    Every runner's, as it only wraps. What cannot be known, such as an engine that does not answer, counts as work.
+    What cannot be known, such as an engine that does not answer, counts as work.
     """
 
     def __init__(
         self, running: Running, *, timeout: float, grace: float, ranks: int, log: Path, output: str, emit: Emit
     ) -> None:
-        self.fd, self.rung, self.guarantee = running.fd, running.rung, running.guarantee
-        self.signal, self.members, self.kill, self.close = running.signal, running.members, running.kill, running.close
-        self.cpu_seconds, self.waiting = running.cpu_seconds, running.waiting
-        self._running = running
-        self._timeout, self._grace, self._emit = timeout, grace, emit
+        super().__init__(running, grace)
+        self._timeout, self._emit = timeout, emit
         self._idle = IDLE * (ranks + 1)
         self._log, self._output = log, output
         self._tick = min(max(timeout / 20, 0.1), 15.0)
@@ -45,21 +38,10 @@ class Watched:
         self._cpu = running.cpu_seconds()
         self._written = self._all_written()
         self._runnable: set[int] = set()
-        self._words = ""
-        self._told = self._killed = 0.0
 
-    def poll(self) -> Exit | None:
-        ended = self._running.poll()
-        now = time.monotonic()
-        if ended is not None:
-            return dataclasses.replace(ended, stalled=self._words) if self._words else ended
-        if self._words:
-            return self._end(now)
-        if now >= self._looked + self._tick:
-            self._look(now)
-        return None
-
-    def _look(self, now: float) -> None:
+    def look(self, now: float) -> None:
+        if now < self._looked + self._tick:
+            return
         cpu, written = self._running.cpu_seconds(), self._all_written()
         runnable = {pid for pid in self._running.members() if _state(pid) == "R"}
         busy = cpu is None or self._cpu is None or cpu - self._cpu > self._idle * (now - self._looked)
@@ -68,21 +50,11 @@ class Watched:
         self._looked, self._cpu, self._written, self._runnable = now, cpu, written, runnable
         if now - self._worked >= self._timeout:
             where = "; ".join(self._running.waiting()[:8])
-            self._words = f"for {duration(now - self._worked)} no output, no file, no processor time"
-            self._words += f" ({where})" if where else ""
-            self._told = now
-            text = f"The job stands still, {self._words}: it has {duration(self._grace)} to end"
+            words = f"for {duration(now - self._worked)} no output, no file, no processor time"
+            words += f" ({where})" if where else ""
+            text = f"The job stands still, {words}: it has {duration(self._grace)} to end"
             self._emit(event("stalled", text, "warning", seconds=round(now - self._worked, 1)))
-            self._running.signal(signal.SIGTERM)
-
-    def _end(self, now: float) -> Exit | None:
-        if now < self._told + self._grace:
-            return None
-        self._running.kill()  # Each time round: what it starts meanwhile must end too.
-        self._killed = self._killed or now
-        if now < self._killed + _DYING:
-            return None
-        return Exit(128 + signal.SIGKILL, signal.SIGKILL, killed=True, stalled=self._words)
+            self.give_up(words)
 
     def _all_written(self) -> tuple[int, int]:
         """The length of the job's output so far, and the last change in the output directory (nanoseconds)."""

@@ -22,6 +22,7 @@ from launcher.store.protection import Pin, Use
 from launcher.store.reading import VersionBody
 from launcher.store.removal import Tombstone
 from launcher.store.store import Store
+from launcher.store.tags import Move
 from launcher.store.tree import damage
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.object_store import Entry, Missing
@@ -88,6 +89,7 @@ class _Check:
         self._small(layout.PINS, Pin)
         self._small(layout.USES, Use)
         self._names(named)
+        self._tags()
         found: dict[str, Manifest] = {}
         seen: set[str] = set()
         for entry, manifest in zip(committed, store.map(self._manifest, [entry.key for entry in committed])):
@@ -169,6 +171,28 @@ class _Check:
         for identifier, keys in self._versions.items():
             for key in keys[1:]:
                 self._say(key, f"it names {identifier}, which has the version {keys[0]}")
+
+    def _tags(self) -> None:
+        numbers: dict[str, list[int]] = defaultdict(list)
+        entries = self._store.listing(layout.TAGS)
+
+        def mistake(entry: Entry) -> str:
+            try:
+                body = self._store.get(entry.key)
+                move = decode(body, Move)
+            except Missing:
+                return ""
+            except ValueError as error:
+                return str(error)
+            return move.mistake(entry.key) or ("" if msgspec.json.encode(move) == body else _STRANGE)
+
+        for entry, cause in zip(entries, self._store.map(mistake, entries)):
+            numbers[entry.key.rpartition("/")[0]].append(layout.version_number(entry.key) or 0)
+            if cause:
+                self._say(entry.key, cause)
+        for folder, have in numbers.items():
+            for number in sorted(set(range(1, max(have))) - set(have)):
+                self._say(f"{folder}/v{number:08d}.json", "it is missing: the tag was moved again later")
 
     def _manifest(self, key: str) -> Manifest | None:
         """A manifest that is right; None for an abort, for one that is gone meanwhile, and for a wrong one, which is said."""

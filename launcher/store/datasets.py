@@ -36,9 +36,10 @@ class Datasets(Store):
     not_found = DatasetNotFound
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str]) -> Self:
+    def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:
         """The datasets of the settings' store. Nothing is contacted yet."""
-        return super().open(msgspec.structs.replace(settings, store=f"{settings.store.rstrip('/')}/{FOLDER}"), environ)
+        inside = msgspec.structs.replace(settings, store=f"{settings.store.rstrip('/')}/{FOLDER}")
+        return super().open(inside, environ, look_only=look_only)
 
     @property
     def made(self) -> bool:

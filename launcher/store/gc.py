@@ -18,17 +18,15 @@ from typing import Literal
 import msgspec
 
 from launcher.checkpoint import manifest as manifests
-from launcher.checkpoint.manifest import Abort
+from launcher.checkpoint.manifest import ABORT_LIMIT, Abort
 from launcher.errors import ManifestInvalid, StoreUnsupported
 from launcher.ids import is_id
-from launcher.store import layout, removal
+from launcher.store import catalog, layout, removal
 from launcher.store.datasets import FOLDER, Datasets
 from launcher.store.store import SCHEMA, Store
 from launcher.transfer.object_store import Entry, Missing, Theirs, create
 
 Kind = Literal["upload", "delete", "name", "temporary", "parts"]
-_ABORT_LIMIT = 200
-"""Bytes: every abort is smaller, and every manifest (which has a digest) is larger."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,9 @@ def collect(store: Store, *, older: float, dry_run: bool = False) -> Collected:
             young.append(found)
         elif dry_run or _remove(store, found, now):
             removed.append(found)
+    if not dry_run:
+        tombs = {layout.identifier(entry.key) for entry in store.listing(layout.TOMBSTONES)}
+        catalog.mend(store, store.ids().keys() - tombs, tombs)
     return Collected(tuple(removed), tuple(young), _notes(store))
 
 
@@ -103,11 +104,11 @@ def _leftovers(store: Store, now: float) -> Iterator[Leftover]:
     for identifier, entries in sorted(files.items()):
         if identifier in deleted or not is_id(identifier):
             continue
-        if all(entry.size < _ABORT_LIMIT for entry in committed.get(identifier, [])):
+        if all(entry.size < ABORT_LIMIT for entry in committed.get(identifier, [])):
             yield _leftover("upload", identifier, entries, now)
     versions = store.versions()
     for identifier, entries in sorted(committed.items()):
-        if is_id(identifier) and identifier not in deleted | versions.keys() and entries[0].size >= _ABORT_LIMIT:
+        if is_id(identifier) and identifier not in deleted | versions.keys() and entries[0].size >= ABORT_LIMIT:
             yield _leftover("name", identifier, entries, now)
     for entry in [*store.listing(layout.CLOCK), *store.place.leftovers()]:
         yield _leftover("temporary", entry.key, [entry], now)

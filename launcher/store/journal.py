@@ -140,6 +140,7 @@ class Journal:
 class Push:
     """A push that was begun on this machine and is not over. `live`: a process is at it; else it was cut off."""
 
+    path: Path
     id: str
     words: tuple[str, ...]
     live: bool
@@ -160,8 +161,21 @@ def unfinished(store: Reader, folder: str) -> list[Push]:
         except (OSError, ValueError):
             continue
         if head.store == store.url and head.words:
-            found.append(Push(head.id, head.words, live))
+            found.append(Push(path, head.id, head.words, live))
     return sorted(found, key=lambda each: each.id)
+
+
+def discard(store: Reader, push: Push) -> bool:
+    """Forgets a push that was cut off, and removes what it sent. False where a process is at it again. Raises StoreError."""
+    with open(push.path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if not store.exists(layout.manifest(push.id)):  # Else it was cut off after its commit.
+            removal.remove(store, [entry.key for entry in store.listing(layout.files(push.id))])
+        push.path.unlink(missing_ok=True)
+    return True
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -7,6 +7,9 @@ names/<key>/v00000001.json          {checkpoint id}; exclusive creation hands ou
 deleted/<id>.json                   tombstones
 pins/<id>.json                      a person wants to keep it
 uses/<id>/<job id>.json             a job was started from it
+tags/<key>/<tag>/v00000001.json     where a tag of a name points; the highest number is the current one
+catalog/changes/<time>/<change>     one empty object for each commit and delete; its key says what (see `catalog`)
+catalog/segments/<time>.<id>.zst    what is in the store, as of a moment
 clock/<id>                          written and removed at once: what time the store has
 jobs/<id>/…                         record.json, events.jsonl, logs/, outputs/
 """
@@ -24,6 +27,9 @@ NAMES = "names/"
 TOMBSTONES = "deleted/"
 PINS = "pins/"
 USES = "uses/"
+TAGS = "tags/"
+CHANGES = "catalog/changes/"
+SEGMENTS = "catalog/segments/"
 CLOCK = "clock/"
 _VERSION = re.compile(r"v([0-9]{8})\.json")
 
@@ -69,6 +75,37 @@ def use(checkpoint: str, job: str) -> str:
     return f"{USES}{checkpoint}/{job}.json"
 
 
+def tags(name: str) -> str:
+    """The prefix of a name's tags."""
+    return f"{TAGS}{names.key(name)}/"
+
+
+def tag(name: str, tag: str) -> str:
+    """The prefix of where a tag pointed."""
+    return f"{tags(name)}{tag}/"
+
+
+def tag_move(name: str, tag: str, number: int) -> str:
+    """The key that says where a tag points since it was moved for the `number`-th time."""
+    return f"{tags(name)}{tag}/v{number:08d}.json"
+
+
+def change(event: str, checkpoint: str) -> str:
+    """How the key of a change begins: `event` is an id of its own, and says when; a folder is for some three days."""
+    return f"{before_change(event)}.{checkpoint.replace('-', '')}"
+
+
+def before_change(event: str) -> str:
+    """A key before those of all changes from an event on."""
+    digits = event.replace("-", "")
+    return f"{CHANGES}{digits[:5]}/{digits}"
+
+
+def segment(until: float, identifier: str) -> str:
+    """The key of the lines of a moment (Unix seconds), so that the newest is the last."""
+    return f"{SEGMENTS}{int(until):012d}.{identifier}.zst"
+
+
 def identifier(key: str) -> str:
     """The id in a key of manifests/, deleted/ or pins/ (the last part) or of checkpoints/ or uses/ (the second)."""
     parts = key.split("/")
@@ -78,3 +115,8 @@ def identifier(key: str) -> str:
 def job(identifier: str) -> str:
     """The prefix of what is kept of a job."""
     return f"jobs/{identifier}/"
+
+
+def outputs(identifier: str) -> str:
+    """The prefix of what a job wrote that is no checkpoint."""
+    return f"{job(identifier)}outputs/"

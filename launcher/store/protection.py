@@ -1,4 +1,4 @@
-"""Why a checkpoint has to stay: a person pinned it, a job was started from it, another checkpoint was made from it.
+"""Why a checkpoint has to stay: a person pinned or tagged it, a job was started from it, another checkpoint was made from it.
 
 Pins and uses are objects of their own beside the immutable manifest. A use is written before the job downloads the
 checkpoint, so retention that looks later sees it; retention that looked earlier has deleted the manifest by then, and the
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from launcher.store import layout, removal
+from launcher.store import layout, removal, tags
 from launcher.store.reading import Checkpoint, Reader
 from launcher.transfer.retry import call
 
@@ -64,6 +64,8 @@ def reasons(store: Reader, living: Iterable[Checkpoint]) -> dict[str, list[str]]
     found: dict[str, list[str]] = defaultdict(list)
     for identifier in pinned(store):
         found[identifier].append("pinned")
+    for move in tags.every(store):
+        found[move.checkpoint].append(f"tagged {move.tag}")
     for each in living:
         for parent in each.manifest.lineage.parents:
             found[parent].append(f"{each.label} was made from it")
@@ -73,6 +75,11 @@ def reasons(store: Reader, living: Iterable[Checkpoint]) -> dict[str, list[str]]
     return dict(found)
 
 
-def needed_now(store: Reader, identifier: str) -> bool:
-    """Whether a pin or a use is there at this moment: asked again directly before retention deletes something."""
-    return bool(store.listing(f"{layout.USES}{identifier}/")) or store.exists(layout.pin(identifier))
+def needed_now(store: Reader, checkpoint: Checkpoint) -> bool:
+    """Whether a pin, a use or a tag is there at this moment: asked again directly before retention deletes something."""
+    identifier = checkpoint.manifest.id
+    return (
+        bool(store.listing(f"{layout.USES}{identifier}/"))
+        or store.exists(layout.pin(identifier))
+        or any(move.checkpoint == identifier for move in tags.every(store, checkpoint.manifest.name))
+    )

@@ -6,6 +6,7 @@ one checkpoint by its manifest, many by the listing of manifests/.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from launcher.errors import CheckpointNotFound, ManifestInvalid, NotFoundError, 
 from launcher.ids import is_id
 from launcher.names import key as name_key
 from launcher.settings import nearest
-from launcher.store import layout
+from launcher.store import catalog, layout, tags
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.object_store import Entry, Missing, ObjectStore
 from launcher.transfer.retry import call
@@ -86,6 +87,23 @@ class Reader:
         """Every object below a prefix, in key order. Raises StoreError."""
         return call(lambda: list(self.place.list(prefix)), self.timeout)
 
+    def listings(self, *wanted: tuple[str, str]) -> list[list[Entry]]:
+        """Several listings at a time: of each pair, every object below the prefix whose key is greater than the second."""
+
+        def one(each: tuple[str, str]) -> list[Entry]:
+            return call(lambda: list(self.place.list(*each)), self.timeout)
+
+        return list(self.map(one, wanted, from_count=2))
+
+    def beginning(self, prefix: str, text: str) -> list[Entry]:
+        """Every object whose key begins with the prefix (a folder's) and the text."""
+        first = prefix + text
+
+        def found() -> list[Entry]:
+            return list(itertools.takewhile(lambda each: each.key.startswith(first), self.place.list(prefix, first)))
+
+        return call(found, self.timeout)
+
     def get(self, key: str) -> bytes:
         """A small object. Raises Missing, StoreError."""
         return call(lambda: self.place.get(key), self.timeout)
@@ -103,13 +121,14 @@ class Reader:
         found = {layout.identifier(entry.key): entry.modified for entry in self.listing(layout.MANIFESTS)}
         return {identifier: created for identifier, created in found.items() if is_id(identifier)}
 
-    def manifest(self, identifier: str, digest: str = "") -> Manifest:
+    def manifest(self, identifier: str, digest: str = "", *, keep: bool = True) -> Manifest:
         """The manifest of a checkpoint that exists now. Raises Missing, ManifestInvalid (also where the object has not the
-        `digest` that its version recorded)."""
+        `digest` that its version recorded). `keep`: leave a copy on this node."""
         key = layout.manifest(identifier)
         body = self.get(key)
         found = _decode(body, key, identifier, digest)
-        self._remember(identifier, body)
+        if keep:
+            self._remember(identifier, body)
         return found
 
     def known(self, identifier: str, digest: str = "") -> Manifest:
@@ -161,7 +180,7 @@ class Reader:
                     raise ObjectDamaged(key=layout.version(name, number), cause=cause) from None
 
     def resolve(self, reference: Reference | str) -> Checkpoint:
-        """The checkpoint that a reference (not a URL or path) means. Raises CheckpointNotFound, UsageError."""
+        """The checkpoint that a reference (not a URL or path) means. Raises CheckpointNotFound, InvalidDataError, UsageError."""
         ref = references.parse(reference) if isinstance(reference, str) else reference
         if ref.kind in ("url", "path"):
             raise UsageError(
@@ -169,13 +188,16 @@ class Reader:
             )
         if ref.kind == "job":
             return self._of_job(ref)
+        if ref.kind == "name" and ref.version is None and (found := self._tagged(ref)):
+            return found
         if ref.kind == "name":
             numbers = [n for n in self.version_numbers(ref.value) if ref.version in (None, n)]
-            for found in self.living(ref.value, numbers):
-                return found
+            for newest in self.living(ref.value, numbers):
+                return newest
         identifiers = [ref.value] if ref.kind == "id" else []
         if ref.prefix:
-            identifiers = [each for each in self.ids() if each.startswith(ref.value.lower())]
+            entries = self.beginning(layout.MANIFESTS, ref.value.lower())
+            identifiers = [each for entry in entries if is_id(each := layout.identifier(entry.key))]
             if len(identifiers) > 1:
                 raise UsageError(
                     what=f"{ref.text} is the beginning of {len(identifiers)} ids: {', '.join(identifiers[:4])}.",
@@ -188,6 +210,18 @@ class Reader:
                 break
             return Checkpoint(manifest, self.version_of(manifest))
         raise self.not_found(ref=ref.text, store=self.url, hint=self._hint(ref))
+
+    def _tagged(self, ref: Reference) -> Checkpoint | None:
+        """The checkpoint to which a tag points, where NAME@TAG is one."""
+        label = tags.split(ref.value)
+        move = tags.current(self, *label) if label else None
+        if not move or not move.checkpoint:
+            return None
+        try:
+            return Checkpoint(self.manifest(move.checkpoint), move.version)
+        except Missing:
+            hint = f"{move.label} points to version {move.version}, which was deleted."
+            raise CheckpointNotFound(ref=ref.text, store=self.url, hint=hint) from None
 
     def _of_job(self, ref: Reference) -> Checkpoint:
         if ref.version is None:
@@ -213,11 +247,18 @@ class Reader:
 
     def of_job(self, name: str) -> list[Checkpoint]:
         """What jobs of this name wrote, in the order of ids."""
-        prefix = name_key(name)[:100]  # A long name's key ends in a digest.
-        versions = self.versions(lambda key: key.startswith(prefix))
+        versions = self._versions(
+            self.beginning(layout.NAMES, name_key(name)[:100])
+        )  # A long name's key ends in a digest.
         if not versions:
             return []
-        ids = self.ids()
+        first, last = layout.manifest(min(versions)), layout.manifest(max(versions))
+
+        def until_last() -> list[Entry]:
+            listed = self.place.list(layout.MANIFESTS, first[: -len(".json")])
+            return list(itertools.takewhile(lambda each: each.key <= last, listed))
+
+        ids = {layout.identifier(entry.key): entry.modified for entry in call(until_last, self.timeout)}
         found = self._load({each: ids[each] for each in sorted(versions) if each in ids}, versions)
         return [each for each in found if each.manifest.origin and each.manifest.origin.name == name]
 
@@ -231,10 +272,10 @@ class Reader:
 
         return [found for found in self.map(one, sorted(ids.items())) if found]
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """`function` of every item, in order, several at a time."""
+    def map(self, function: Callable[[T], R], items: Iterable[T], *, from_count: int = 4) -> Iterator[R]:
+        """`function` of every item, in order, several at a time where there are so many."""
         todo = list(items)
-        if len(todo) < 4:
+        if len(todo) < from_count:
             yield from map(function, todo)
             return
         from concurrent.futures import ThreadPoolExecutor
@@ -242,10 +283,11 @@ class Reader:
         with ThreadPoolExecutor(self._threads) as pool:
             yield from pool.map(function, todo)
 
-    def versions(self, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, tuple[int, str]]:
-        """Checkpoint id to version number and manifest digest, for the names whose key is wanted."""
-        keys = [entry.key for entry in self.listing(layout.NAMES)]
+    def versions(self) -> dict[str, tuple[int, str]]:
+        """Checkpoint id to version number and manifest digest, of every name."""
+        return self._versions(self.listing(layout.NAMES))
 
+    def _versions(self, entries: Iterable[Entry]) -> dict[str, tuple[int, str]]:
         def one(key: str) -> tuple[str, tuple[int, str]] | None:
             number = layout.version_number(key)
             try:
@@ -254,7 +296,7 @@ class Reader:
                 return None
             return (body.checkpoint, (number, body.manifest)) if number and body else None
 
-        found = self.map(one, (key for key in keys if wanted(layout.identifier(key))))
+        found = self.map(one, [entry.key for entry in entries])
         return dict(each for each in found if each)
 
     def _body(self, key: str) -> VersionBody:
@@ -280,10 +322,10 @@ class Reader:
             pass  # No room for a copy is no failure.
 
     def _hint(self, ref: Reference) -> str | None:
-        found = self.checkpoints()
-        known = {each.manifest.name for each in found}
+        found = catalog.refresh(self).summaries()
+        known = {each.name for each in found}
         if ref.kind == "job":
-            known |= {each.manifest.origin.name for each in found if each.manifest.origin}
+            known |= {each.job for each in found if each.job}
         near = nearest(ref.value, known)
         if near:
             return f"Nearest names: {', '.join(near)}"

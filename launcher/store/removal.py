@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from launcher.ids import is_id
-from launcher.store import layout
+from launcher.store import catalog, layout
 from launcher.store.reading import Checkpoint, Reader
 from launcher.transfer.object_store import Entry
 from launcher.transfer.retry import call
@@ -42,6 +42,7 @@ def finish(store: Reader, identifier: str) -> None:
     pin and uses last, for they are harmless without it."""
     if not is_id(identifier):
         raise ValueError(f"{identifier!r} is no id, and what is below its prefix is not its own")
+    catalog.deleted(store, identifier)
     remove(store, [layout.manifest(identifier)])
     for prefix in (layout.files(identifier), f"{layout.USES}{identifier}/"):
         remove(store, [entry.key for entry in store.listing(prefix)])

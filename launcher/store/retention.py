@@ -103,8 +103,7 @@ def apply(
     """
     deleted = []
     for verdict in plan(store, job, keep, run=run, protected=protected):
-        identifier = verdict.checkpoint.manifest.id
-        if verdict.keep or protection.needed_now(store, identifier):
+        if verdict.keep or protection.needed_now(store, verdict.checkpoint):
             continue
         removal.delete(store, verdict.checkpoint, reason="retention")
         deleted.append(verdict.checkpoint)

@@ -19,7 +19,7 @@ from launcher.checkpoint.manifest import Abort, Manifest
 from launcher.errors import InvalidDataError, StoreError, StoreUnsupported
 from launcher.ids import new_id
 from launcher.settings import Settings
-from launcher.store import layout, removal, stamps
+from launcher.store import catalog, layout, removal, stamps
 from launcher.store.reading import Checkpoint, Reader, VersionBody
 from launcher.transfer.digest import of_bytes
 from launcher.transfer.generic import GenericStore
@@ -51,10 +51,13 @@ class Store(Reader):
     """A store over a place. Cheap to make; the first use that writes creates it."""
 
     _ready = False
+    look_only = False
+    """Whether it is only looked at: see `open`."""
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str]) -> Self:
-        """The store of the settings. Nothing is contacted yet."""
+    def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:
+        """The store of the settings. Nothing is contacted yet. `look_only`: nothing is written, there or in this node's
+        index, and where no store is yet, it is as an empty one."""
         place = open_place(
             settings.store,
             timeout=settings.store_timeout,
@@ -62,7 +65,11 @@ class Store(Reader):
             memory=settings.transfer_memory,
         )
         index = os.path.join(settings.cache_dir, "manifests")
-        return cls(place, timeout=settings.store_timeout, threads=settings.transfer_threads, index=index)
+        store = cls(
+            place, timeout=settings.store_timeout, threads=settings.transfer_threads, index=None if look_only else index
+        )
+        store.look_only = look_only
+        return store
 
     def prepare(self) -> None:
         """Makes sure that this is a store which this release may write to; creates it where nothing is.
@@ -74,6 +81,8 @@ class Store(Reader):
         try:
             body = call(lambda: self.place.get(layout.STORE), min(self.timeout, _FIRST_CONTACT))
         except Missing:
+            if self.look_only:
+                return
             if isinstance(self.place, GenericStore):
                 self.place.prove_exclusive()
             wanted = msgspec.json.encode(_StoreFile(SCHEMA, __version__))
@@ -145,7 +154,9 @@ class Store(Reader):
             return Checkpoint(manifest, None, repeated=True)
         self._remember(manifest.id, body)
         self._remember_stamps(manifest)
-        return Checkpoint(manifest, self.name(manifest, body, numbers, again=again))
+        version = self.name(manifest, body, numbers, again=again)
+        catalog.committed(self, manifest, version)
+        return Checkpoint(manifest, version)
 
     def _remember_stamps(self, manifest: Manifest) -> None:
         if isinstance(self.place, LocalStore):

@@ -113,7 +113,8 @@ class LocalStore:
             raise
         for key, is_folder, item in sorted(items, key=lambda each: each[0] + ("/" if each[1] else "")):
             if is_folder:
-                yield from self._list(key, after)
+                if f"{key}/" > after or after.startswith(f"{key}/"):  # Else nothing in it comes after.
+                    yield from self._list(key, after)
             elif key > after:
                 with contextlib.suppress(FileNotFoundError):
                     status = item.stat(follow_symlinks=False)

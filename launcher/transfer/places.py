@@ -9,6 +9,14 @@ from typing import Any
 from launcher.transfer.object_store import MEMORY, ObjectStore
 
 
+def canonical(url: str) -> str:
+    """The `url` that the engine for a path or URL has, without an engine."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "file":
+        return url.rstrip("/")
+    return os.path.abspath(rest if separator else os.path.expanduser(url))
+
+
 def open_place(
     url: str,
     *,

@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 from launcher.errors import CheckpointNotFound
 from launcher.ids import new_id
 from launcher.job import keep
-from launcher.store import layout, protection, removal, retention
+from launcher.store import catalog, layout, protection, removal, retention
 from launcher.store.check import check
 from launcher.store.gc import collect
 from launcher.store.store import Aborted, Store
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp(prefix="launcher-model-")
         url = f"{self.folder}/store" if local else f"memory://{new_id()}"
         self.place = Fragile(open_place(url, timeout=60, environ=os.environ))
-        self.index = f"{self.folder}/index"
+        self.index = f"{self.folder}/cache/index"
         self.store.prepare()
         FIGURES["examples"] += 1
 
@@ -239,6 +239,8 @@ class Machine(RuleBasedStateMachine):
         store = self.store
         found = {each.manifest.id: (each.manifest.name, each.version) for each in store.checkpoints()}
         assert found == {each.id: (each.name, each.version) for each in self.living()}
+        lines = catalog.refresh(store).summaries()
+        assert [(each.id, each.name, each.version) for each in lines] == sorted((key, *found[key]) for key in found)
         assert protection.pinned(store) == {each.id for each in self.living() if each.pinned}
         for name in ("j/a", "j/b"):
             newest = max(self.living(name), key=lambda each: each.version, default=None)

@@ -61,7 +61,7 @@ def world(home: Launcher, run: Warm) -> Path:
     world = home.home.parent / "w"
     for folder in ("m", "empty", "closed", "links", "yaml", "config", "torn", "stores"):
         (world / folder).mkdir(parents=True)
-    (world / "m/config.json").write_text('{"a": 1}')
+    (world / "m/config.json").write_text('{"architectures": ["Tiny"]}')
     header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
     (world / "m/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     (world / "torn/model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
@@ -77,7 +77,8 @@ def world(home: Launcher, run: Warm) -> Path:
     (world / "yaml/unreadable.yaml").chmod(0o600)
     (world / "config/unknown.yaml").write_text("stor: x\n")
     (world / "config/type.yaml").write_text("store_timeout: soon\n")
-    script = "mkdir $FLEXAI_OUTPUT_CHECKPOINT_DIR/step-1; cp m/* $FLEXAI_OUTPUT_CHECKPOINT_DIR/step-1"
+    step = "$FLEXAI_OUTPUT_CHECKPOINT_DIR/step-1"
+    script = f"echo x > $FLEXAI_OUTPUT_DIR/x; mkdir {step}; cp m/* {step}"
     for words, stdin in (
         (("checkpoint", "push", "base", "--file", "m"), ""),
         (("checkpoint", "push", "deleted", "--file", "m", "--parent", "base"), ""),

@@ -256,6 +256,12 @@ def test_a_push_is_seen_while_it_goes_on_and_goes_on_after_a_kill(launcher: Laun
     assert f"Going on with a push that was cut off: {before} of 4000 files are in the store" in output
     assert status() == [("available", 1)]
     assert "many@v1: whole (4000 file(s))" in launcher("dataset", "verify", "many")
+    process = launcher.start("dataset", "push", "cut", "--file", tmp_path / "many")
+    eventually(lambda: sent() > 20, "it sends")
+    process.kill()
+    process.communicate()
+    assert "the unfinished push of cut" in launcher("dataset", "delete", "cut", "--yes")
+    assert status() == [("available", 1)] and list(journals.iterdir()) == []
     assert "Nothing is left over." in launcher("checkpoint", "gc", "--older", "0s")
 
 

@@ -12,7 +12,7 @@ from tests.support.cli import PROGRAM, ROOT, Launcher
 from tests.support.s3_server import S3Server
 
 HEADER = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
-WRITE = "mkdir $FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5; cp m/* $FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5"
+WRITE = "echo 1 > $FLEXAI_OUTPUT_DIR/metrics.json; mkdir $FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5; cp m/* $FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5"
 COLUMNS = "ID NAME NODE STEP TRAIN LOSS EVAL LOSS MODEL VERSION INFERENCE READY TIMESTAMP"
 
 ROWS: dict[str, str] = {
@@ -43,6 +43,9 @@ ROWS: dict[str, str] = {
     "flexai checkpoint fetch ID [--destination DIR]": """
         flexai checkpoint fetch $(id base) --destination by-id && diff -r m by-id
         mkdir elsewhere && cd elsewhere && flexai checkpoint fetch base && diff -r base ../m""",
+    "flexai checkpoint pull ID --destination DIR`, `flexai checkpoint ls": """
+        flexai checkpoint pull $(id base) --destination pulled && diff -r m pulled
+        flexai checkpoint ls | grep -qw base""",
     "flexai checkpoint export UUID --storage-provider CONN --destination-path PATH": """
         flexai checkpoint export $(id ft_01/checkpoint-5) --storage-provider lab --destination-path $BUCKET/exported/""",
     "flexai checkpoint delete NAME": """
@@ -79,6 +82,11 @@ ROWS: dict[str, str] = {
         flexai training run packages --requirements-path none.txt -- true && exit 1
         test $? = 66
         flexai training run packages -u $PWD/code -- ./entry.sh""",
+    "--runtime NAME": "flexai training run runtime --runtime nvidia-25.06 -- true 2>&1 | grep 'own environment'",
+    "--affinity K=V": "flexai training run affinity --affinity cluster=a -- true 2>&1 | grep 'this machine alone'",
+    "-s, --source-name NAME`, `-r REV": """
+        (flexai training run old -s code -- train.py 2>&1 || true) | grep -e --repository-url
+        flexai training run old -u $PWD/code -r main -- ./entry.sh""",
     "flexai fine-tuning run …": """
         flexai fine-tuning run tuned -- true
         flexai fine-tuning inspect tuned | grep 'kind: fine-tuning'""",
@@ -88,6 +96,10 @@ ROWS: dict[str, str] = {
     "flexai training list": "flexai training list | grep -w ft_01",
     "flexai training inspect NAME": "flexai training inspect ft_01 | grep 'state: succeeded'",
     "flexai training logs NAME": "flexai training logs ft_01 | grep 'the log'",
+    "flexai training fetch NAME": """
+        flexai training fetch ft_01 --destination fetched
+        python3 -m zipfile -l fetched/output_0.zip | grep '^output/metrics.json'""",
+    "flexai training debug-ssh NAME": "(flexai training debug-ssh ft_01 2>&1 || true) | grep 'training logs ft_01'",
     "flexai training stop NAME": "flexai training stop ft_01",
     "flexai training delete NAME": """
         flexai training run goes -- true
@@ -105,6 +117,18 @@ ROWS: dict[str, str] = {
         flexai dataset list | grep -w gone
         flexai dataset inspect gone | grep 'status: available'
         flexai dataset delete gone --yes""",
+    "flexai inference serve NAME --checkpoint ID [--runtime R] [--accels N] [--affinity K=V] [--hf-token-secret S] -- ARGS": """
+        flexai inference serve chat --checkpoint $(id base) --accels 1 --affinity cluster=a --hf-token-secret token \
+            --force --health / --detach -- python3 -m http.server --bind {host} {port}
+        get='import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read())'
+        python3 -c "$get" $(flexai inference wait chat) | grep train.py
+        flexai inference stop chat""",
+    "flexai inference list`, `inspect NAME`, `logs NAME": """
+        flexai inference serve listed -C base --force --health / --detach -- python3 -m http.server --bind {host} {port}
+        flexai inference list | grep -w listed
+        flexai inference inspect listed | grep 'kind: inference'
+        flexai inference logs listed
+        flexai inference stop listed""",
     "flexai secret create NAME": "echo value-on-stdin | flexai secret create from-stdin",
     "flexai secret list`, `delete NAME": """
         echo value | flexai secret create short-lived

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def _commands(group: click.Group, path: str = "") -> Iterator[tuple[str, click.C
 
 def test_every_document_is_described_and_every_command_that_shows_has_one() -> None:
     with_json = {path: command for path, command in _commands(cli) if any("--json" in p.opts for p in command.params)}
-    described = {id(with_json[path]) for path in DOCUMENTS}
+    described = {id(with_json[path]) for path in DOCUMENTS} | {id(with_json["fine-tuning run"])}
     assert not [path for path, command in with_json.items() if id(command) not in described]
     assert not [path for path, _ in _commands(cli) if path.split()[-1] in SHOWING and path not in with_json]
 
@@ -63,12 +64,12 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     (folder / "m/model.safetensors").write_bytes(len(HEADER).to_bytes(8, "little") + HEADER + b"ab")
     shutil.copytree(folder / "m", folder / "n")
     (folder / "n/extra.json").write_text("{}")
-    write = 'for n in 1 2; do mkdir "$0/step-$n"; cp m/* "$0/step-$n"; done'
+    write = 'echo x > "$FLEXAI_OUTPUT_DIR/x"; for n in 1 2; do mkdir "$0/step-$n"; cp m/* "$0/step-$n"; done'
     found: dict[str, list[Any]] = {}
     with Warm(folder) as run:
 
         def ask(line: str, *rest: str, stdin: str = "", code: int = 0) -> None:
-            answer = run([*line.split(), *rest, "--json"], env, folder, stdin=stdin)
+            answer = run([*line.split(), "--json", *rest], env, folder, stdin=stdin)
             assert answer.code == code, (line, answer)
             command = next(path for path in sorted(DOCUMENTS, reverse=True) if line.startswith(path))
             found.setdefault(command, []).append(json.loads(answer.out))
@@ -94,9 +95,15 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
             f'set -- "$FLEXAI_OUTPUT_CHECKPOINT_DIR"; {write.replace("$0", "$1")}',
         )
         do("training", "run", "ft", "-C", "base", "-D", "words", *job)
+        server = ("--", sys.executable, "-m", "http.server", "--bind", "{host}", "{port}")
+        do("inference", "serve", "chat", "-C", "base", "--force", "--health", "/", "--detach", *server)
+        ask("training run plan --dry-run -C base", "--", "true")
         ask("checkpoint delete ft/step-1 --yes")
         for line in (
-            "training list", "training inspect ft", "training checkpoints ft", "checkpoint list", "checkpoint inspect base",
+            "training list", "training inspect ft", "training fetch ft", "inference list",
+            "inference inspect chat", "inference wait chat", "checkpoint tag base good", "checkpoint tags",
+            "checkpoint untag base@good", "checkpoint path base", "training checkpoints ft",
+            "checkpoint list", "checkpoint inspect base",
             "checkpoint verify base", "checkpoint verify m", "checkpoint log ft/step-2", "checkpoint diff base base@v1",
             "checkpoint pin base", "checkpoint unpin base", "checkpoint prune --job ft --keep last=1 --dry-run",
             "dataset list", "dataset inspect words", "dataset verify words",
@@ -104,6 +111,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
             "storage list", "storage inspect lab", "secret list", "recover ft", "recover --all", "config show", "doctor",
         ):  # fmt: skip
             ask(line)
+        do("inference", "stop", "chat")
     return found
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.test_docker import BASE, docker
-from tests.support.cli import Launcher
+from tests.promises.test_docker import BASE, containers, docker
+from tests.support.cli import PROGRAM, Launcher
 from tests.support.git_server import commit
 
 __all__ = ["docker"]
@@ -30,7 +30,7 @@ SHOW = """
 import importlib.metadata, sys
 for name in sys.argv[1:]:
     found = importlib.metadata.distribution(name)
-    print("found", name, found.version, found.locate_file(""), flush=True)
+    sys.stdout.write(f"found {name} {found.version} {found.locate_file('')}\\n")  # One write, which nothing gets into.
 """
 
 
@@ -123,14 +123,14 @@ def test_what_is_missing_is_installed_once_and_what_is_there_is_not(job: Launche
     assert "are here from before" in output and "found top_level_only_in_env" in output and "Install" not in output
     # Commands: the environment's own, and those that were there before, which see what was installed.
     assert "command of needy 1.5" in run(job, code, command=("needy-cmd",))
-    shown = run(
-        job,
-        code,
-        command=("sh", "-c", "heavy-cmd; python --version; echo $VIRTUAL_ENV; echo x > $VIRTUAL_ENV/bin/x; true"),
-    )
+    script = f"heavy-cmd; python --version; echo $VIRTUAL_ENV; {PROGRAM} cache prune --all; echo x > $VIRTUAL_ENV/bin/x; true"
+    shown = run(job, code, command=("sh", "-c", script))
+    assert "Removed 0 checkpoint(s)" in shown, "never under a job"
     assert "command of heavy 1.5" in shown and "Python 3" in shown
     assert place in shown and "Read-only file system" in shown
     assert "whole" in job("cache", "verify") and "environment" in job("cache", "list")
+    module = next(Path(place).glob("lib/*/site-packages/needy.py"))
+    assert module.stat().st_nlink == 1 and module.stat().st_mode & 0o222 == 0
     # Another version than the interpreter's goes beside it.
     (code / "other.txt").write_text("heavy == 3.0\n-c limits.txt\n")
     commit(code, {"limits.txt": "top_level_only_in_env<2\n"})
@@ -222,11 +222,9 @@ def test_four_that_ask_at_once_install_once(job: Launcher, tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_installation_that_was_cut_off_is_never_used(
-    launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
-) -> None:
-    """An index that does not answer for the second package: the launcher is killed, or interrupted, meanwhile."""
+def cut_off(launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals, *words: str) -> str:
+    """An index that does not answer for the second package: the launcher is killed, or interrupted, meanwhile. Returns what the
+    next one says."""
     asked, go_on = threading.Event(), threading.Event()
 
     class Index(http.server.SimpleHTTPRequestHandler):
@@ -248,8 +246,8 @@ def test_an_installation_that_was_cut_off_is_never_used(
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/simple"
         code = folder_of(tmp_path, f"--index-url {url}\ntop_level_only_in_env\nneedy\n")
-        words = ["training", "run", "j", "-u", str(code), "--launch", "exec", "--", "show.py", "needy"]
-        process = launcher.start(*words)
+        command = ["training", "run", "j", "-u", str(code), *words, "--", "show.py", "needy", "torch"]
+        process = launcher.start(*command)
         assert asked.wait(60)
         started = time.monotonic()
         process.send_signal(how)
@@ -260,10 +258,30 @@ def test_an_installation_that_was_cut_off_is_never_used(
             assert process.returncode == 75 and took < 6, output
         assert environments(launcher) == []
         go_on.set()
-        output = launcher(*words)
-        assert "Installed 3 package(s)" in output and "found needy" in output, output
+        output = launcher(*command)
+        assert "Installed 3 package(s)" in output and "found needy" in output and "found torch" in output, output
         assert "whole" in launcher("cache", "verify")
         server.shutdown()
+        return output
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_installation_that_was_cut_off_is_never_used(
+    launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
+) -> None:
+    """The job that uses it is started by torchrun, whose packages are the interpreter's."""
+    assert "No accelerator" in cut_off(launcher, tmp_path, wheels, how)
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_one_that_was_cut_off_in_a_container(
+    docker: Launcher, tmp_path: Path, wheels: Path, how: signal.Signals
+) -> None:
+    cut_off(
+        docker, tmp_path, wheels, how, "--runner", "docker", "--image", BASE, "--network", "host", "--launch", "exec"
+    )
+    assert containers(docker) == ""
 
 
 def test_files_with_paths_make_an_environment_of_the_jobs_own(job: Launcher, tmp_path: Path, wheels: Path) -> None:
@@ -304,5 +322,7 @@ def test_in_a_container_it_is_made_by_the_images_own_python(docker: Launcher, tm
     assert environment["source"] == BASE and "whole" in docker("cache", "verify")
     commit(code, {"requirements.txt": "--no-index\nno_such_package\n"})
     assert "no_such_package" in docker(*words, "--", "show.py", code=65)
-    left = subprocess.run(["docker", "ps", "-aq"], env=docker.env, capture_output=True, text=True).stdout
-    assert left == "" and json.loads((docker.job("j") / "result.json").read_text())["kind"] == "requirements-failed"
+    assert (
+        containers(docker) == ""
+        and json.loads((docker.job("j") / "result.json").read_text())["kind"] == "requirements-failed"
+    )

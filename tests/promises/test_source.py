@@ -88,6 +88,17 @@ def test_branches_tags_and_commits_short_or_whole(
         assert "main, team/three, v2, v3" in raised.value.hint
 
 
+def test_the_beginning_of_several_commits(tmp_path: Path) -> None:
+    """1,200 commits: two of them begin with the same four digits."""
+    git(tmp_path, "init", "--quiet", "--bare", "many")
+    lines = "".join(f"commit refs/heads/main\ncommitter T <t@example.invalid> {i} +0000\ndata 0\n" for i in range(1200))
+    subprocess.run(["git", "-C", tmp_path / "many", "fast-import", "--quiet"], input=lines.encode(), check=True)
+    beginnings = [each[:4] for each in git(tmp_path / "many", "log", "--format=%H", "main").split()]
+    twice = next(each for each in beginnings if beginnings.count(each) > 1)
+    with pytest.raises(UsageError, match=f"Several commits of .* begin with '{twice}'"):
+        resolve(str(tmp_path / "many"), twice)
+
+
 def test_a_server_that_gives_no_commit_by_its_id(code: Path, server: GitServer, tmp_path: Path) -> None:
     """Protocol version 0, as old servers speak it."""
     old = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.version", "GIT_CONFIG_VALUE_0": "0"}
@@ -183,6 +194,23 @@ def test_a_token_comes_from_a_secret_and_is_nowhere(
         assert form not in everything
 
 
+def test_a_token_goes_to_its_own_server_alone(server: GitServer, code: Path) -> None:
+    """Not to where that one redirects, nor to another one's submodules."""
+    server.password = f"x-access-token:{TOKEN}"
+    with git_server(code.parent) as other:
+        other.password, server.redirect = server.password, other.url
+        with pytest.raises(AccessDenied):
+            resolve(f"{server.url}/code", token=TOKEN)
+        server.redirect = ""
+        commit(code.parent / "inner", {"lib.txt": "inner"})
+        git(code, "submodule", "add", "--quiet", "../inner", "inner")
+        git(code, "config", "--file", ".gitmodules", "submodule.inner.url", f"{other.url}/inner")
+        commit(code, {})
+        with pytest.raises(AccessDenied):
+            fetch(f"{server.url}/code", "main", code.parent / "source", token=TOKEN)
+        assert server.authorized and other.given == []
+
+
 def test_access_denied_is_said_as_such(launcher: Launcher, server: GitServer, code: Path) -> None:
     server.password = f"me:{TOKEN}"
     url = f"{server.url}/code"
@@ -246,7 +274,17 @@ def test_submodules_come_and_none_may_leave_the_protocols(code: Path, server: Gi
         commit(code, {})
         with pytest.raises(LauncherError, match=cause):
             fetch(f"{server.url}/code", "main", tmp_path / "other")
-        assert not (tmp_path / "other").exists() and not (tmp_path / "x").exists()
+        assert not list(tmp_path.glob("*other*")) and not (tmp_path / "x").exists()
+
+
+def test_a_submodules_commit_that_is_nowhere(code: Path, server: GitServer, tmp_path: Path) -> None:
+    inner = code.parent / "inner"
+    commit(inner, {"lib.txt": "inner"})
+    git(code, "submodule", "add", "--quiet", "../inner", "inner")
+    git(code, "update-index", "--cacheinfo", f"160000,{'1' * 40},inner")
+    git(code, "commit", "--quiet", "-m", "gone")
+    with pytest.raises(NotFoundError, match=r"The submodules of .* cannot be fetched"):
+        fetch(f"{server.url}/code", "main", tmp_path / "source")
 
 
 def test_nothing_of_a_repository_is_executed_by_fetching_it(code: Path, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_ctrl_c_twice_on_a_terminal_ends_the_job_now(launcher: Launcher) -> None
             if not data:
                 break
             seen += data
-            if (asked == 0 and b"ready" in seen) or (asked == 1 and b"a second signal ends it now" in seen):
+            if (asked == 0 and b"ready\r\n" in seen) or (asked == 1 and b"a second signal ends it now" in seen):
                 os.write(reader, b"\x03")
                 asked += 1
         assert process.wait(60) == 137, seen.decode()

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from launcher import result, settings
+from launcher import plan, result, settings
 from launcher.errors import LauncherError, tree
-from launcher.job import record, restarts, spec
+from launcher.job import record, restarts, spec, states
 from tests.support import documents
 from tests.support.cli import ROOT
 from tests.support.documents import DOCUMENTS
@@ -25,6 +25,7 @@ ERRORS = ROOT / "docs/errors.md"
 SETTINGS = ROOT / "docs/settings.md"
 VERDICT = ROOT / "docs/verdict.md"
 JSON = ROOT / "docs/json.md"
+JOBS = ROOT / "docs/jobs.md"
 SCHEMA = ROOT / "docs/result.schema.json"
 
 
@@ -90,12 +91,22 @@ def verdict_page() -> str:
     for name, field in schema()["$defs"]["Result"]["properties"].items():
         rows.append(f"| `{name}` | {_type(field)} | {field['description']} |")
     retried = [line for line in (restarts.__doc__ or "").splitlines() if line.startswith("|")]
-    page = VERDICT.read_text()
-    for name, lines in (("retried", retried), ("fields", rows)):
-        before, mark, rest = page.partition(f"<!-- {name}: ")
-        end = rest.index("<!-- end -->")
-        page = before + mark + "\n".join([rest.partition("\n")[0], *lines, rest[end:]])
-    return page
+    return _filled(_filled(VERDICT.read_text(), "retried", retried), "fields", rows)
+
+
+def jobs_page() -> str:
+    """docs/jobs.md with its tables as the code has them: the states, and the fields of a plan."""
+    rows = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
+    fields = [f"| `{name}` | {text} |" for name, _, text in _fields(plan, "Plan")]
+    page = _filled(JOBS.read_text(), "states", rows)
+    return _filled(page, "plan", ["| Field | Meaning |", "|---|---|", *fields])
+
+
+def _filled(page: str, name: str, lines: list[str]) -> str:
+    """The page with these lines between `<!-- name: … -->` and the next `<!-- end -->`."""
+    before, mark, rest = page.partition(f"<!-- {name}: ")
+    end = rest.index("<!-- end -->")
+    return before + mark + "\n".join([rest.partition("\n")[0], *lines, rest[end:]])
 
 
 def json_page() -> str:
@@ -212,7 +223,10 @@ def main() -> None:
         path.write_text(page())
 
 
-PAGES = {JSON: json_page, ERRORS: errors_page, SETTINGS: settings_page, SCHEMA: schema_page, VERDICT: verdict_page}
+PAGES = {
+    JSON: json_page, ERRORS: errors_page, SETTINGS: settings_page, SCHEMA: schema_page, VERDICT: verdict_page,
+    JOBS: jobs_page,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

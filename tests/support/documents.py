@@ -12,7 +12,9 @@ import msgspec
 from launcher.checkpoint.manifest import Facts, File, Lineage, Origin, Ready
 from launcher.comparison import Difference
 from launcher.doctor import Finding
-from launcher.job.record import JobRecord
+from launcher.job.listing import Row
+from launcher.job.record import JobRecord, Server
+from launcher.plan import Plan
 from launcher.storages import Storage
 
 
@@ -42,11 +44,16 @@ class Metadata(Document):
     """Unix seconds."""
     pinned: bool = False
     """Only where it was asked: `list` and `inspect`."""
+    tags: list[str] = []
+    """`inspect` only."""
 
 
 class Spec(Document):
     """Where a checkpoint came from."""
 
+    fromLocalFiles: list[str]
+    storageProvider: str | None
+    sourcePath: str | None
     origin: Origin | None
     """Null where it was pushed."""
     lineage: Lineage
@@ -60,6 +67,21 @@ class Safety(Document):
     imports: list[str] | None
 
 
+class Trained(Document):
+    """What FlexAI shows of a checkpoint."""
+
+    name: str
+    """Of a job's: its folder."""
+    node: int | None
+    step: int | None
+    trainLoss: float | None
+    evalLoss: float | None
+    model: str | None
+    version: str | None
+    """Of the library that wrote it."""
+    inferenceReady: bool
+
+
 class Status(Document):
     """What a checkpoint holds."""
 
@@ -68,6 +90,7 @@ class Status(Document):
     """Which library and layout: see formats.md."""
     size: int
     """Bytes."""
+    metadata: Trained
     facts: Facts
     ready: Ready
     safety: Safety
@@ -81,6 +104,108 @@ class Checkpoint(Document):
     metadata: Metadata
     spec: Spec
     status: Status
+
+
+class OriginName(Document):
+    """The job that wrote a checkpoint."""
+
+    name: str
+
+
+class ListedSpec(Document):
+    """Where a listed checkpoint came from."""
+
+    origin: OriginName | None
+    """Null where it was pushed."""
+
+
+class ListedFacts(Document):
+    """What a list shows of what was trained."""
+
+    step: int | None
+    inferenceReady: bool
+
+
+class ListedReady(Document):
+    """What a listed checkpoint can start."""
+
+    resume: bool
+    inference: bool
+
+
+class ListedStatus(Document):
+    """What a listed checkpoint holds."""
+
+    status: Literal["available"]
+    format: str
+    size: int
+    metadata: ListedFacts
+    ready: ListedReady
+
+
+class Listed(Document):
+    """A checkpoint in a list: what the catalog knows of it; `inspect` shows the rest."""
+
+    kind: Literal["checkpoint"]
+    metadata: Metadata
+    spec: ListedSpec
+    status: ListedStatus
+
+
+class Tag(Document):
+    """A tag, where it points or pointed."""
+
+    name: str
+    tag: str
+    number: int
+    """How often it has moved."""
+    id: str | None
+    """Null: it was taken away."""
+    version: int | None
+    moved: float
+    """Unix seconds."""
+
+
+class Tagged(Document):
+    """A tag that was moved."""
+
+    tagged: Tag
+    before: Tag | None
+
+
+class Untagged(Document):
+    """A tag that was taken away."""
+
+    untagged: Tag
+
+
+class Here(Document):
+    """A checkpoint's folder on this machine."""
+
+    path: str
+    id: str | None
+    kept_until: float | None
+    """Unix seconds, until when the cache keeps it whatever room is needed; null: it is not in the cache."""
+
+
+class Fetched(Document):
+    """A job's other outputs, packed."""
+
+    path: str
+    files: int
+    size: int
+
+
+class Served(Document):
+    """A server of this machine."""
+
+    id: str
+    name: str
+    state: str
+    checkpoint: str
+    server: Server | None
+    """Null until it was started."""
+    created: float
 
 
 class Pushed(Checkpoint):
@@ -273,9 +398,10 @@ class Job(JobRecord, forbid_unknown_fields=True, kw_only=True):
     """A job of this machine: all of its record."""
 
     state: str
-    """pending, in progress, succeeded, failed, stopped; lost: its launcher died."""
-    folder: str = ""
-    """Its job folder; `inspect` only."""
+    """One of the states of jobs.md."""
+    reason: str
+    folder: str
+    """Its job folder."""
 
 
 class Cached(Document):
@@ -292,6 +418,8 @@ class Cached(Document):
     """When it was used last: Unix seconds."""
     held: bool
     """A running job uses it."""
+    kept_until: float | None
+    """Unix seconds, until when `checkpoint path` keeps it."""
 
 
 class CheckedEntry(Cached):
@@ -353,11 +481,17 @@ class Setting(Document):
 
 
 DOCUMENTS: dict[str, Any] = {
-    "training list": list[Job],
+    "training list": list[Row],
+    "training run": Plan,
+    "training fetch": Fetched,
     "training inspect": Job,
     "training checkpoints": list[Checkpoint],
     "checkpoint push": Pushed,
-    "checkpoint list": list[Checkpoint],
+    "checkpoint list": list[Listed],
+    "checkpoint path": Here,
+    "checkpoint tag": Tagged,
+    "checkpoint untag": Untagged,
+    "checkpoint tags": list[Tag],
     "checkpoint inspect": Checkpoint,
     "checkpoint verify": Verified,
     "checkpoint log": list[Ancestor],
@@ -373,6 +507,9 @@ DOCUMENTS: dict[str, Any] = {
     "dataset inspect": Dataset,
     "dataset verify": DatasetVerified,
     "dataset delete": DatasetsDeleted,
+    "inference list": list[Served],
+    "inference inspect": Job,
+    "inference wait": Server,
     "cache list": list[Cached],
     "cache prune": list[Cached],
     "cache verify": list[CheckedEntry],
@@ -383,4 +520,4 @@ DOCUMENTS: dict[str, Any] = {
     "doctor": list[Finding],
     "config show": dict[str, Setting],
 }
-"""Command to the type of what it prints; `fine-tuning` prints what `training` does."""
+"""Command to the type of what it prints (`run` only with --dry-run); `fine-tuning` prints what `training` does."""

@@ -45,7 +45,8 @@ def commit(folder: Path, files: dict[str, str], message: str = "change") -> str:
 
 class GitServer(http.server.ThreadingHTTPServer):
     """`password`: USER:TOKEN that it asks for. `fail`: so many requests are answered with 503 first. `hold`: while it is clear,
-    requests wait, those with a password once it was right; `waiting` is set by the first. `authorized`: how many had it."""
+    requests wait, those with a password once it was right; `waiting` is set by the first. `authorized`: how many had it;
+    `given`: the Authorization headers that came. `redirect`: where all is sent to."""
 
     daemon_threads = True
 
@@ -55,6 +56,8 @@ class GitServer(http.server.ThreadingHTTPServer):
         self.password = ""
         self.fail = 0
         self.authorized = 0
+        self.given: list[str] = []
+        self.redirect = ""
         self.hold = threading.Event()
         self.hold.set()
         self.waiting = threading.Event()
@@ -77,13 +80,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else self._chunks()
+        if given := self.headers.get("Authorization"):
+            server.given.append(given)
+        if server.redirect:
+            self.send_response(302)
+            self.send_header("Location", server.redirect + self.path)
+            self.end_headers()
+            return
         if server.fail > 0:
             server.fail -= 1
             self.send_error(503)
             return
         if server.password:
             wanted = "Basic " + base64.b64encode(server.password.encode()).decode()
-            if self.headers.get("Authorization") != wanted:
+            if given != wanted:
                 self.send_response(401)
                 self.send_header("WWW-Authenticate", 'Basic realm="code"')
                 self.end_headers()
