@@ -32,6 +32,7 @@ from launcher.outputs.uploader import Uploader
 from launcher.outputs.watcher import Subject
 from launcher.prepare import Checked, Prepared
 from launcher.restoring import Resumed
+from launcher.runners import handover
 from launcher.runners.answering import Answering
 from launcher.runners.docker import Container
 from launcher.runners.process import Process
@@ -131,16 +132,18 @@ def begin(job: Job, *, earlier: int) -> Attempt:
 def start(spec: JobSpec, prepared: Prepared, checked: Checked, folder: JobFolder, uploader: Uploader) -> Running:
     """The job, started by the runner that was prepared for."""
     log = folder.path / "logs" / "job.log"
+    if checked.given:
+        handover.no_core_dumps()
     if prepared.request:
         return Container(
             checked.client, prepared.request, log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs,
-            secrets=prepared.handover,
+            secrets=prepared.handed, mask=checked.given.mask,
         )  # fmt: skip
     return Process(
         prepared.command.arguments, env=prepared.env, work_dir=prepared.work_dir, protection=prepared.protection,
         log=log, ranks=prepared.command.ranks, rank_logs=prepared.logs, grace=spec.grace,
         single_child=spec.single_child, rewrite=spec.rewrites(),
-        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers),
+        spared=lambda: (*filter(None, [uploader.pid]), *prepared.servers), secrets=prepared.handed, mask=checked.given.mask,
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@
     │   ├── EngineUnavailable             the container engine
     │   ├── TooFewAccelerators
     │   ├── PortTaken
-    │   └── ServerSilent                  a server that ended well, and never answered
+    │   └── ServerSilent                  a server does not answer, or ended before it ever did
     ├── AccessDenied                 77
     ├── TagMoved                     75   by somebody else at the same time; retryable
     ├── Preempted                    75   stopped before the job started; retryable
@@ -336,11 +336,11 @@ class PortTaken(LocalResourceError):
 
 
 class ServerSilent(LocalResourceError):
-    """An inference job's server ended without an error before it ever answered."""
+    """An inference job's server does not answer, or ended without an error before it ever did."""
 
     kind = "server-silent"
-    message = "The server ended, and {cause}."
-    default_hint = "Its log says what it did: launcher inference logs {job}. --health PATH is where it is asked."
+    message = "Server {job}: {cause}."
+    default_hint = "Its log says what it does: launcher inference logs {job}"
 
 
 class AccessDenied(LauncherError):

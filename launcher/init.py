@@ -54,7 +54,7 @@ def request(words: Sequence[str], environ: Mapping[str, str]) -> Request | None:
     cut = words.index("--")
     command = words[cut + 1 :]
     given = _given(words[:cut], environ)
-    if given is None or not command:
+    if given is None or not command or environ.get("LAUNCHER_SECRET") or environ.get("LAUNCHER_SECRET_FILE"):
         return None
     if environ.get("LAUNCHER_STORE") != "none" and not _nothing_to_do(command, environ):
         return None

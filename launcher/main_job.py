@@ -48,7 +48,8 @@ def run(
 ) -> Outcome:
     """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder.
     Raises LauncherError for what is wrong before that."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     console = Console(form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
@@ -226,7 +227,7 @@ def _run(job: Job, prepared: Prepared, resumed: Resumed) -> Outcome:
             emit(hint)
     changed: LauncherError | None = attempts.verify(prepared, running, settings)
     if answering and answering.trouble and not stop:
-        changed = changed or ServerSilent(cause=answering.trouble, job=spec.name)
+        changed = changed or ServerSilent(cause=f"it ended, and {answering.trouble}", job=spec.name)
     report.give_back(spec, prepared.output, folder)
     if not pending:
         folder.settle()

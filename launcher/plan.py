@@ -27,6 +27,7 @@ from launcher.job import folder as folders
 from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
+from launcher.runners.handover import Handover
 from launcher.settings import Settings
 from launcher.store.store import Store
 from launcher.text import size
@@ -93,7 +94,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     inherits: int
     """How many variables it has from this process."""
     secrets: dict[str, str]
-    """Variables that are secrets, to the secrets' names."""
+    """Variables that are secrets or name a file with one, to the secrets' names."""
     inputs: list[Input]
     """`reference`, `kind` (checkpoint, dataset, resume), `checkpoint` (its id), `source`, `size`, `fetch`: bytes to come."""
     mounts: list[Mount]
@@ -120,7 +121,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], emit: Emit) -> Plan:
     """Raises what the start would raise, as far as it can be known without the bytes: LauncherError."""
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir))
+    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
     store = Store.open(settings, environ, look_only=True)
     _check_place(settings, store)
     checked = check(spec, settings, environ, store, emit)
@@ -139,7 +141,7 @@ def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], emit: Em
             dataset_dir=os.path.join(scratch, "data") if settings.dataset_dir else "",
         )
         prepared = prepare(spec, inside, environ, store, folder, checked, emit, stop=lambda: None, trial=True)
-        rung = "engine" if prepared.handover or spec.runner == "docker" else _rung(prepared, folder)
+        rung = "engine" if spec.runner == "docker" else _rung(prepared, folder)
         exact = of_attempt(prepared, spec, checked, folder, 1)
         real = {
             str(folder.path): os.path.join(settings.data_dir, "jobs", names.key(spec.name), _ID),
@@ -165,7 +167,7 @@ def _made(
     request: dict[str, Any] = exact.request or {}
     given = request.get("environment", {}) if request else exact.env
     own = given if request else {key: value for key, value in given.items() if environ.get(key) != value}
-    hidden = {*checked.secrets, *(exact.handover.values if exact.handover else ())}
+    hidden = {*checked.given.variables, *(exact.handed.values if isinstance(exact.handed, Handover) else ())}
     env = {
         key: _HIDDEN if key in hidden or secret_name(key) else redactor.text(value)
         for key, value in (dict.fromkeys(hidden, _HIDDEN) | dict(own)).items()
@@ -187,7 +189,7 @@ def _made(
         image=spec.image,
         env=dict(sorted(env.items())),
         inherits=0 if request else len(given) - len(own),
-        secrets=dict(spec.secret),
+        secrets=spec.secret | spec.secret_file,
         inputs=inputs,
         mounts=mounts,
         guard=rung,

@@ -28,9 +28,10 @@ from launcher.job.spec import RESUME, JobSpec
 from launcher.outputs import filesystem
 from launcher.progress import Progress
 from launcher.requirements import Environment
-from launcher.runners import docker, identity, torchrun
-from launcher.runners.handover import Handover
+from launcher.runners import docker, handover, identity, torchrun
+from launcher.runners.handover import Handed, Handover
 from launcher.runners.torchrun import CommandLine
+from launcher.secrets import Given
 from launcher.settings import Settings
 from launcher.store import protection
 from launcher.store.datasets import Datasets
@@ -59,8 +60,8 @@ class Checked:
     resume: Chosen | None = None
     """The checkpoint that --resume names."""
     repository: source.Repository | None = None
-    secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    """Variables of the job that are secrets: given to it, written nowhere."""
+    given: Given = field(default_factory=Given)
+    """The job's secrets: given to it, written nowhere."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Prepared:
     leases: tuple[Held, ...] = field(default=(), compare=False)
     request: dict[str, Any] | None = None
     """Docker: what the engine is asked for."""
-    handover: Handover | None = None
-    """Docker: the variables that it is not told."""
+    handed: Handed | None = None
+    """The secrets that the job finds in files."""
     environment: Environment | None = None
     """The job's packages, where it asks for any."""
 
@@ -123,10 +124,10 @@ def check(
     """Everything that can be known before anything long starts. Raises the error of what is wrong, and what `stop` raises: it
     is called often while the code's repository is asked."""
     device, extra = devices.choose(spec, environ, emit)
-    hidden = {variable: secrets.read(settings.data_dir, name) for variable, name in spec.secret.items()}
+    given = secrets.given(settings.data_dir, spec.secret, spec.secret_file, environ, emit, mask=not spec.no_mask)
     commit, repository = "", None
     if spec.repository_url:
-        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret)
+        token = spec.repository_token_secret and secrets.read(settings.data_dir, spec.repository_token_secret, environ)
         repository = source.Repository(spec.repository_url, spec.repository_revision, token)
         commit = source.check(repository, environ, timeout=settings.store_timeout, stop=stop)
     work_dir = os.path.abspath(spec.work_dir or os.getcwd())
@@ -163,7 +164,7 @@ def check(
         policy.warn(findings, spec.pickles, each.text, emit)
     resume = going_on[0] if going_on else None
     return Checked(
-        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, hidden
+        tuple(chosen), device, extra, work_dir, commit, python, client, tuple(datasets), resume, repository, given
     )
 
 
@@ -244,8 +245,12 @@ def prepare(
         caches=() if in_container or trial else library_caches(whole, cache.folder),
         lazy={at(each.chosen.names[0]): each.lazy.control for each in provided if each.lazy},
     )
-    hidden = checked.secrets | {name: value for name, value in spec.env.items() if secret_name(name)}
+    hidden = checked.given.variables | {name: value for name, value in spec.env.items() if secret_name(name)}
     hidden = {name: value for name, value in hidden.items() if in_container and name.isidentifier()}
+    handed = handover.by_files(
+        folder.path, hidden, checked.given.files, docker.owner(spec.user) if in_container else None
+    )
+    whole |= checked.given.variables | (handed.variables if handed else {})
     held: list[Held] = [held for each in every for held in (each.lease, each.lazy) if held]
     held += [environment.lease] if environment and environment.lease else []
     if mounts and spec.input_writable and not trial:
@@ -256,7 +261,7 @@ def prepare(
         shield = dataclasses.replace(shield, rungs=(possible().rung,))
     return Prepared(
         command=_command(spec, checked, environment, folder.path / "logs", env),
-        env={name: value for name, value in (whole | checked.secrets).items() if name not in hidden},
+        env={name: value for name, value in whole.items() if name not in hidden},
         work_dir=work_dir,
         output=str(output),
         others=str(others),
@@ -269,7 +274,7 @@ def prepare(
         logs=folder.path / "logs",
         stop_file=stop_file,
         leases=tuple(held),
-        handover=Handover(folder.path / "secrets", hidden, docker.owner(spec.user)) if hidden else None,
+        handed=handed,
         environment=environment,
     )
 
@@ -300,8 +305,9 @@ def _code(
         torchrun.check_command(spec.command, work_dir, programs=needed is None)
     if needed:
         environment = requirements.provide(
-            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.secrets, work_dir=work_dir,
-            job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop, trial=trial,
+            spec, checked.python, checked.client, needed, environ=environ, secrets=checked.given.variables,
+            work_dir=work_dir, job=folder.path, cache=cache, timeout=settings.store_timeout, emit=emit, stop=stop,
+            trial=trial,
         )  # fmt: skip
         if spec.runner != "docker" and os.path.exists(environment.folder):
             torchrun.check_command(spec.command, work_dir, path=environment.variables(environ.get("PATH", ""))["PATH"])
@@ -464,7 +470,7 @@ def _container(spec: JobSpec, folder: JobFolder, prepared: Prepared, *, gpus: in
         network=spec.network,
         shm_size=spec.shm_size or _half_of_memory(),
         gpus=gpus,
-        secrets=prepared.handover.source if prepared.handover else "",
+        secrets=prepared.handed if isinstance(prepared.handed, Handover) else None,
         models=str(folder.path / "models") if spec.kind == "inference" else "",
         publish=(spec.host, spec.port) if spec.kind == "inference" else None,
         environment=prepared.environment.folder if prepared.environment else "",

@@ -169,6 +169,8 @@ def answers(record: JobRecord, folder: JobFolder, emit: Emit) -> None:
     """The server's state is another one: keeps it, and says how to call one that is ready."""
     server = record.attempts[-1].server
     assert server
+    if server.state in ("ready", "silent"):
+        record.change("in progress", f"The server is {server.state}.")
     folder.write(record, durable=False)
     if server.state == "ready":
         text = f"Job {record.name} answers at {server.url}" + (f", model {server.model}" if server.model else "")

@@ -66,7 +66,7 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a job's packages are. `python`: its interpreter, as the job sees it; `bin`: the folder of its commands likewise."""
+    """Where a job's packages are."""
 
     folder: str
     """On this machine."""
@@ -77,6 +77,7 @@ class Environment:
 
     @property
     def python(self) -> str:
+        """Its interpreter, as the job sees it."""
         return f"{self.inside}/bin/python"
 
     def variables(self, path: str) -> dict[str, str]:
@@ -95,7 +96,12 @@ def find(spec: JobSpec, work_dir: str) -> Requirements | None:
     if not spec.requirements_path and not os.path.lexists(os.path.join(work_dir, asked)):
         return None
     texts: dict[str, str] = {}
-    _read(asked, work_dir, texts, "")
+    waiting = [(os.path.normpath(asked), "")]
+    while waiting:
+        path, included = waiting.pop()
+        if path not in texts:
+            texts[path] = _read(path, work_dir, included)
+            waiting += [(each, path) for each in _included(path, texts[path])]
     lines = [line for text in texts.values() for line in _lines(text)]
     if not any(not line.startswith("-") or line.startswith(("-e", "--editable")) for line in lines):
         return None
@@ -104,36 +110,38 @@ def find(spec: JobSpec, work_dir: str) -> Requirements | None:
     )
 
 
-def _read(path: str, work_dir: str, texts: dict[str, str], included: str) -> None:
+def _read(path: str, work_dir: str, included: str) -> str:
     whole = os.path.realpath(os.path.join(work_dir, path))
-    said = f"{path}{f' (included by {included})' if included else ''}"
+    said = f"The requirements file {path}{f' (included by {included})' if included else ''}"
     if not whole.startswith(os.path.realpath(work_dir) + os.sep):
-        raise UsageError(what=f"The requirements file {said} is not below {work_dir}, where the job runs.")
+        raise UsageError(what=f"{said} is not below {work_dir}, where the job runs.")
+    if not os.path.lexists(whole):
+        there = [
+            str(each.relative_to(work_dir))
+            for depth in ("", "*/")
+            for each in Path(work_dir).glob(f"{depth}*require*.txt")
+        ]
+        hint = f"There is: {', '.join(sorted(there)[:5])}" if there else "Its path is relative to where the job runs."
+        raise NotFoundError(what=f"{said} is not in {work_dir}.", hint=hint)
+    if not os.path.isfile(whole):
+        raise UsageError(what=f"{said} is no file.")
     try:
         with open(whole, "rb") as file:
             data = file.read(_LARGEST + 1)
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        there = sorted(str(each.relative_to(work_dir)) for each in Path(work_dir).glob("**/*requirements*.txt"))
-        raise NotFoundError(
-            what=f"There is no requirements file {said} in {work_dir}.",
-            hint=f"There is: {', '.join(there[:5])}"
-            if there
-            else "--requirements-path is relative to where the job runs.",
-        ) from error
     except OSError as error:
-        raise UsageError(what=f"The requirements file {said} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(what=f"The requirements file {said} is no text in UTF-8.") from error
+        raise UsageError(what=f"{said} cannot be read: {error.strerror}.") from error
     if len(data) > _LARGEST:
-        raise UsageError(what=f"The requirements file {said} is larger than 1 MiB.")
-    texts[os.path.normpath(path)] = text
-    for line in _lines(text):
-        found = _INCLUDE.match(line)
-        if found and "://" not in found["path"]:
-            inner = os.path.normpath(os.path.join(os.path.dirname(path), found["path"].strip()))
-            if inner not in texts:
-                _read(inner, work_dir, texts, path)
+        raise UsageError(what=f"{said} is larger than 1 MiB.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(what=f"{said} is no text in UTF-8.") from error
+
+
+def _included(path: str, text: str) -> list[str]:
+    """What a file includes, as paths from where the job runs. What is elsewhere (a URL) is the installer's to fetch."""
+    found = [match["path"].strip() for line in _lines(text) if (match := _INCLUDE.match(line))]
+    return [os.path.normpath(os.path.join(os.path.dirname(path), each)) for each in found if "://" not in each]
 
 
 def _lines(text: str) -> list[str]:

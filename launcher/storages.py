@@ -42,7 +42,7 @@ class Storage(msgspec.Struct, frozen=True, kw_only=True):
     account: str = ""
     """Azure's storage account; R2's account id, from which its endpoint follows."""
     secret: str = ""
-    """Name of the secret that holds the credentials."""
+    """The secret that holds the credentials: the name of a kept one, env:VARIABLE or file:PATH."""
 
     @property
     def writable(self) -> bool:
@@ -112,7 +112,7 @@ def delete(data_dir: str, name: str) -> None:
 def open_source(storage: Storage, path: str, settings: Settings, environ: Mapping[str, str]) -> Readable:
     """The place at a path of the storage, to read from. Nothing is contacted yet."""
     inside = _inside(storage, path)
-    secret = secrets.read(settings.data_dir, storage.secret) if storage.secret else ""
+    secret = secrets.read(settings.data_dir, storage.secret, environ) if storage.secret else ""
     if storage.provider == "huggingface":
         environ = dict(environ) | ({"HF_ENDPOINT": storage.endpoint} if storage.endpoint else {})
         return HubRepository(f"hf://{inside}", timeout=settings.store_timeout, environ=environ, token=secret)
@@ -130,7 +130,7 @@ def open_target(storage: Storage, path: str, settings: Settings, environ: Mappin
             what=f"The storage {storage.name!r} ({storage.provider}) can only be read from.",
             hint="Export to a storage of provider s3, gcs, azure, r2 or minio.",
         )
-    secret = secrets.read(settings.data_dir, storage.secret) if storage.secret else ""
+    secret = secrets.read(settings.data_dir, storage.secret, environ) if storage.secret else ""
     url = f"{_SCHEMES[storage.provider]}://{_inside(storage, path)}"
     options = _options(storage, secret)
     return open_place(url, timeout=settings.store_timeout, environ=environ, options=options)

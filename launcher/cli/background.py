@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from launcher.job.spec import JobSpec
 
 
-def until_up(background: Background | None, spec: JobSpec) -> Callable[[JobFolder], Emit]:
-    """For `main_job.run`: makes what waits for the start of the command, and lets the terminal go then, with how to follow it."""
+def until_up(background: Background | None, spec: JobSpec, kind: str = "job-started") -> Callable[[JobFolder], Emit]:
+    """For `main_job.run`: makes what waits for the start of the command (another `kind` of event, where that is said), and lets
+    the terminal go then, with how to follow it."""
 
     def watching(folder: JobFolder) -> Emit:
         def watch(event: Event) -> None:
-            if background and event.kind == "job-started":
+            if background and event.kind == kind:
                 job, group = shlex.quote(spec.name), f"launcher {spec.kind}"
                 lines = [
                     f"Job {spec.name} ({folder.id}) goes on without this terminal, as process {os.getpid()}.",

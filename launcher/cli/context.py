@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -16,8 +16,10 @@ from launcher import secrets, settings
 from launcher.errors import UsageError
 from launcher.events import Console, Redactor
 from launcher.settings import Settings
-from launcher.store.store import Store
 from launcher.text import printable
+
+if TYPE_CHECKING:
+    from launcher.store.store import Store
 
 
 class Group(click.Group):
@@ -40,6 +42,8 @@ def current(ctx: click.Context) -> tuple[Settings, dict[str, str]]:
 
 def open_store(ctx: click.Context) -> Store:
     """The store of the settings."""
+    from launcher.store.store import Store  # 15 ms, and completion has no use for it.
+
     return Store.open(*current(ctx))
 
 

@@ -23,7 +23,8 @@ def entrypoint(
     """Runs a command inside a container: provides its input, forwards signals, reaps, stores every checkpoint.
 
     Everything can be set by variables: LAUNCHER_NAME, LAUNCHER_CHECKPOINT (comma-separated), LAUNCHER_ACCELS,
-    LAUNCHER_STORE, LAUNCHER_DEVICE=cpu, LAUNCHER_GRACE. A container without accelerator fails unless the device is cpu.
+    LAUNCHER_STORE, LAUNCHER_DEVICE=cpu, LAUNCHER_GRACE, LAUNCHER_SECRET (HF_TOKEN=file:/run/secrets/hf, …). A container without
+    accelerator fails unless the device is cpu.
 
     Where nothing asks for input or collection, and always with LAUNCHER_STORE=none, it is a plain init, as small as one:
     docs/entrypoint.md has the rule.
@@ -44,6 +45,7 @@ def entrypoint(
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
             spec = specs.load(
                 flags | {"name": name, "runner": "entrypoint", "command": words},
                 file=job_file,
@@ -53,7 +55,7 @@ def entrypoint(
             if "none" in (environ.get("LAUNCHER_STORE"), ctx.find_root().obj["store"]):
                 raise UsageError(
                     what="Without a store (none), the command runs under a plain init, which takes --grace, --rewrite and"
-                    " --single-child, and a command after --.",
+                    " --single-child, and a command after --; no inputs and no secrets.",
                     hint="Example: LAUNCHER_STORE=none launcher entrypoint --rewrite TERM:INT -- my-program",
                 )
             signals.drop(spec.dropped())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
+from launcher.cli import completing
+from launcher.cli.background import until_up
 from launcher.cli.context import current, json_option, leave, print_json, print_table
 from launcher.cli.ending import stop
 from launcher.cli.jobs import inspect
@@ -16,18 +19,26 @@ from launcher.cli.training import delete, only_job_options
 
 _WORDS = "-- [COMMAND… | ARGUMENTS]"
 _OPTIONS = (
-    "include", "exclude", "input_mode", "accels", "env", "secret", "device", "work_dir", "grace", "time_limit",
-    "max_restarts", "retry_on", "no_retry_on", "pickles", "job_file",
+    "include", "exclude", "input_mode", "accels", "env", "secret", "secret_file", "no_mask", "device", "work_dir",
+    "grace", "time_limit", "max_restarts", "retry_on", "no_retry_on", "pickles", "job_file",
 )  # fmt: skip
 
 
 @click.command()
 @click.argument("name")
 @click.option(
-    "-C", "--checkpoint", metavar="REF", help="What to serve: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER."
+    "-C",
+    "--checkpoint",
+    metavar="REF",
+    shell_complete=completing.checkpoints,
+    help="What to serve: NAME, NAME@vN, UUID, job:JOB, URL or path; REF=FOLDER.",
 )
 @click.option(
-    "--base", default="", metavar="REF", help="The base model of an adapter. [by its lineage and configuration]"
+    "--base",
+    default="",
+    metavar="REF",
+    shell_complete=completing.checkpoints,
+    help="The base model of an adapter. [by its lineage and configuration]",
 )
 @click.option(
     "--runtime",
@@ -35,16 +46,19 @@ _OPTIONS = (
     metavar="SERVER",
     help="transformers or vllm. [vllm where it is installed, else transformers]",
 )
-@click.option("-p", "--port", type=int, metavar="P", help="Where it is reached. [a free port]")
+@click.option("--port", type=int, metavar="P", help="Where it is reached. [a free port]")
 @click.option("--host", metavar="ADDRESS", help="At which address; 0.0.0.0 for everybody. [127.0.0.1]")
 @click.option("--health", metavar="PATH", help="Path that answers with 2xx when it is ready. [/health]")
 @click.option("--ready-timeout", metavar="TIME", help="End it where it does not answer within so long. [30m]")
 @click.option(
-    "--hf-token-secret", metavar="NAME", help="The secret with a Hugging Face token; it may use the network then."
+    "--hf-token-secret",
+    metavar="NAME",
+    shell_complete=completing.secrets,
+    help="The secret with a Hugging Face token; it may use the network then.",
 )
 @click.option("--affinity", metavar="K=V", help="Of FlexAI's clusters; there is one machine here, so it is only said.")
 @click.option("--force", is_flag=True, help="A command of your own gets the checkpoint though it is not ready.")
-@click.option("-d", "--detach", is_flag=True, help="Come back when it answers; it goes on without the terminal.")
+@click.option("--detach", is_flag=True, help="Come back when it answers; it goes on without the terminal.")
 @only_job_options(*_OPTIONS)
 @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")
 @click.option("--image", metavar="IMAGE", help="Docker runner: the image, with the server in it.")
@@ -76,9 +90,8 @@ def serve(
     background = detaching.detach() if detach else None
     from launcher import main_job, report, serving
     from launcher.cli.context import console, open_store
-    from launcher.events import Emit, Event, event
+    from launcher.events import event
     from launcher.job import spec as specs
-    from launcher.job.folder import JobFolder
     from launcher.runners.signals import catching
 
     command = words if words and not words[0].startswith("-") else (serving.SERVER, *words)
@@ -87,6 +100,7 @@ def serve(
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
             if hf_token_secret:
                 flags["secret"]["HF_TOKEN"] = hf_token_secret
             own = {"name": name, "kind": "inference", "checkpoint": (checkpoint,) if checkpoint else ()}
@@ -108,33 +122,32 @@ def serve(
                 spec, settings, environ, open_store(ctx), emit, base=base, runtime=runtime, force=force
             )
 
-            def follow(folder: JobFolder) -> Emit:
-                def up(event: Event) -> None:
-                    if background and event.kind == "server-ready":
-                        background.up(
-                            folder.path / "logs" / "launcher.log", f"Its log: launcher inference logs {name} -f"
-                        )
-
-                return up
-
-            leave(main_job.run(spec, settings, environ, signals, follow).code)
+            signals.drop(spec.dropped())
+            leave(main_job.run(spec, settings, environ, signals, also=until_up(background, spec, "server-ready")).code)
 
 
 @click.command("list")
 @json_option
 @click.pass_context
 def list_servers(ctx: click.Context, as_json: bool) -> None:
-    """Lists what was served on this machine, newest last."""
-    from launcher.job import folder as folders
-    from launcher.job.record import state
+    """Lists what was served on this machine, newest last.
+
+    \b
+    Example:
+      launcher inference list
+    """
+    from launcher import names
+    from launcher.job import listing
+    from launcher.job.folder import JobFolder
     from launcher.text import ago
 
+    settings, _ = current(ctx)
+    rows = listing.every(settings.data_dir, lambda path, record: JobFolder(path).alive(record))
     found = []
-    for folder in folders.every(current(ctx)[0].data_dir):
-        record = folder.read()
-        if record.spec.kind == "inference":
-            found.append((record, state(record, folder.running()), _server(record)))
-    found.sort(key=lambda each: each[0].created)
+    for row in rows:
+        if row.kind == "inference":
+            record = JobFolder(Path(settings.data_dir, "jobs", names.key(row.name), row.id)).read()
+            found.append((record, row.state, _server(record)))
     if as_json:
         print_json(
             [
@@ -150,7 +163,7 @@ def list_servers(ctx: click.Context, as_json: bool) -> None:
             ]
         )
         return
-    rows = [
+    cells = [
         [
             record.name, now, server.state if server and now == "in progress" else "-", server.url if server else "-",
             record.spec.checkpoint[0], ago(record.created),
@@ -158,11 +171,11 @@ def list_servers(ctx: click.Context, as_json: bool) -> None:
         for record, now, server in found
     ]  # fmt: skip
     columns = ["NAME", "STATE", "SERVER", "ADDRESS", "CHECKPOINT", "STARTED"]
-    print_table(columns, rows, empty="Nothing was served here.")
+    print_table(columns, cells, empty="Nothing was served here.")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.jobs)
 @click.option("--timeout", default="30m", metavar="TIME", help="How long to wait. [30m]")
 @json_option
 @click.pass_context
@@ -173,9 +186,10 @@ def wait(ctx: click.Context, name: str, timeout: str, as_json: bool) -> None:
     Example:
       curl "$(launcher inference wait chat)/v1/models"
     """
-    from launcher.errors import LocalResourceError, LockTimeout, UsageError
+    from launcher.errors import ServerSilent, UsageError
     from launcher.job.folder import JobFolder
     from launcher.settings import parse_seconds
+    from launcher.text import duration
 
     try:
         seconds = parse_seconds(timeout)
@@ -184,21 +198,17 @@ def wait(ctx: click.Context, name: str, timeout: str, as_json: bool) -> None:
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     deadline = time.monotonic() + seconds
     while True:
-        running, record = folder.running(), folder.read()
+        record = folder.read()
         if record.spec.kind != "inference":
             raise UsageError(what=f"Job {name} is no server: its kind is {record.spec.kind}.")
         server = _server(record)
-        if not running:
+        if not folder.alive(record):
             cause = record.outcome.cause if record.outcome else "Its launcher was killed, or its machine was lost."
-            raise LocalResourceError(
-                what=f"Server {name} does not run. {cause}", hint=f"launcher inference logs {name}"
-            )
+            raise ServerSilent(job=name, cause=f"it does not run. {cause.rstrip('.')}")
         if server and server.state == "ready":
             break
         if time.monotonic() > deadline:
-            raise LockTimeout(
-                what=f"Server {name}", seconds=seconds, hint=f"It does not answer yet: launcher inference logs {name}"
-            )
+            raise ServerSilent(job=name, cause=f"it does not answer yet, after {duration(seconds)}")
         time.sleep(0.1)
     if as_json:
         print_json(server)

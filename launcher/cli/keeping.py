@@ -31,13 +31,13 @@ def delete(ctx: click.Context, refs: tuple[str, ...], force: bool, yes: bool, as
       launcher checkpoint delete 0199c2f4 job:ft_02 --yes
     """
     from launcher.errors import UsageError
-    from launcher.store import protection, removal
+    from launcher.store import catalog, protection, removal
     from launcher.text import size
 
     store = open_store(ctx)
     found = list({each.manifest.id: each for each in map(store.resolve, refs)}.values())
     doomed = {each.manifest.id for each in found}
-    others = [each for each in store.checkpoints() if each.manifest.id not in doomed]
+    others = [each for each in catalog.refresh(store).summaries() if each.id not in doomed]
     reasons = protection.reasons(store, others)
     held = [f"{each.label}: {', '.join(reasons[each.manifest.id])}" for each in found if each.manifest.id in reasons]
     if held and not force:

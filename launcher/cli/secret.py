@@ -15,7 +15,10 @@ def group() -> None:
 
 @group.command()
 @click.argument("name")
-@click.option("--from-file", metavar="FILE", type=click.Path(exists=True, dir_okay=False), help="A whole file.")
+@click.option(
+    "--file", "--from-file", "from_file", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+    help="A whole file.",
+)  # fmt: skip
 @click.option("--from-env", metavar="VARIABLE", help="The value of a variable.")
 @click.option("--replace", is_flag=True, help="Also where it exists.")
 @click.pass_context
@@ -25,7 +28,7 @@ def create(ctx: click.Context, name: str, from_file: str | None, from_env: str |
     \b
     Examples:
       launcher secret create hf-token --from-env HF_TOKEN
-      launcher secret create s3-keys --from-file ~/.aws/credentials
+      launcher secret create s3-keys --file ~/.aws/credentials
       pass show wandb | launcher secret create wandb
     """
     import sys
@@ -33,10 +36,11 @@ def create(ctx: click.Context, name: str, from_file: str | None, from_env: str |
 
     from launcher import secrets
     from launcher.errors import UsageError
+    from launcher.masking import NOT_MASKED, SHORTEST
 
     settings, environ = current(ctx)
     if from_file and from_env:
-        raise UsageError(what="--from-file and --from-env exclude each other.")
+        raise UsageError(what="--file and --from-env exclude each other.")
     if from_file:
         value = Path(from_file).read_bytes()
     elif from_env:
@@ -49,6 +53,8 @@ def create(ctx: click.Context, name: str, from_file: str | None, from_env: str |
         value = sys.stdin.buffer.read(secrets.LARGEST + 1)
     secrets.create(settings.data_dir, name, value, replace=replace)
     click.echo(f"Kept the secret {name}.")
+    if len(value.strip()) < SHORTEST:
+        click.echo(f"launcher: warning: it is shorter than {SHORTEST} bytes: {NOT_MASKED}", err=True)
 
 
 @group.command("list")

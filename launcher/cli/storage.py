@@ -41,6 +41,7 @@ def group() -> None:
 def create(ctx: click.Context, /, **fields: Any) -> None:
     """Names a place. Its secret holds, for S3 and its kin, lines aws_access_key_id=… and aws_secret_access_key=…; for GCS a
     service account's JSON; for Azure an account key or a SAS token; for the hub a token; for http USER:PASSWORD or a token.
+    Kept by `launcher secret`, or elsewhere: env:VARIABLE, file:PATH.
 
     \b
     Examples:

@@ -73,7 +73,17 @@ _OPTIONS = [
         multiple=True,
         metavar="K=NAME",
         shell_complete=completing.secrets,
-        help="Variable with a secret (launcher secret).",
+        help="Variable with a secret: a kept one (launcher secret), env:VARIABLE or file:PATH.",
+    ),
+    click.option(
+        "--secret-file",
+        multiple=True,
+        metavar="K=NAME",
+        shell_complete=completing.secrets,
+        help="Variable with the path of a file with the secret.",
+    ),
+    click.option(
+        "--no-mask", is_flag=True, default=None, help="Print and keep secrets in the job's output as they are."
     ),
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "rocm"]), help="[auto]"),
     click.option("--launch", type=click.Choice(["auto", "torchrun", "exec"]), help="[auto: .py and -m by torchrun]"),
@@ -153,6 +163,7 @@ def _spec(
 
     flags["env"] = specs.parse_env(flags.pop("env"), environ)
     flags["secret"] = specs.parse_secrets(flags.pop("secret"))
+    flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
     spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
     if save_file:
         from launcher.job.saving import save

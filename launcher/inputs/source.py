@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -65,9 +66,15 @@ _AWAY = re.compile(
     r"returned error: (408|429|5\d\d)\b|TLS connection|SSL_read|SSL_connect|kex_exchange|Network is unreachable|No route to host",
     re.I,
 )  # fmt: skip
+_TOKEN = re.compile(r"gh[pousr]_|github_pat_|glpat-|gldt-|glcbt-|hf_")
+"""What the tokens of well-known servers begin with: as a user's name in a URL they are its password."""
 _UNADVERTISED = re.compile(r"unadvertised object|not our ref|no such remote ref", re.I)
 _SMALL = 1 << 20
 """Bytes of an untracked file up to which its content counts as code."""
+_MANY = 10_000
+"""Untracked files that are data, not code."""
+_PATIENCE = 8.0
+"""Seconds for what git says of a folder: the job waits for it."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,8 @@ def _refuse(repository: Repository) -> None:
         raise UsageError(
             what=f"--repository-url {url}: the code comes by https, http, ssh or from a path here, not by {scheme}."
         )
-    if scheme and urllib.parse.urlsplit(url).password is not None:
+    user = urllib.parse.urlsplit(url).username or "" if scheme else ""
+    if scheme and (urllib.parse.urlsplit(url).password is not None or _TOKEN.match(user)):
         raise UsageError(
             what="--repository-url holds a password, which every process list and log would show.",
             hint="`launcher secret create NAME`, then --repository-token-secret NAME; in the URL only the user's name.",
@@ -342,50 +350,44 @@ def _git(
 
 
 def state(folder: str, environ: Mapping[str, str]) -> State:
-    """Of a folder of this machine: its repository's address (without a password), its commit, and what is not committed in the
-    whole repository. All empty where it is in none; some 10 ms where nothing is changed."""
+    """Of a folder of this machine: its repository's address (without who asks there), its commit, and what is not committed in
+    the whole repository. All empty where it is in none; some 10 ms where nothing is changed, and 10 s at most."""
     if not any(os.path.exists(os.path.join(parent, ".git")) for parent in [folder, *map(str, Path(folder).parents)]):
         return State()
     env = {name: value for name, value in environ.items() if not _FOREIGN.fullmatch(name)}
     env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    deadline = time.monotonic() + _PATIENCE
 
-    def git(*words: str) -> bytes:
-        hardened = ("-c", "core.fsmonitor=false", "-c", "core.quotePath=false")
-        return subprocess.run(
-            ["git", *hardened, "-C", folder, *words],
-            env=env,
-            capture_output=True,
-            timeout=10,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        ).stdout
+    def git(*words: str, least: float = 0.0) -> bytes:
+        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", "-C", folder, *words]
+        left = max(deadline - time.monotonic(), least)
+        done = subprocess.run(command, env=env, capture_output=True, timeout=left, check=True, stdin=subprocess.DEVNULL)
+        return done.stdout
 
-    try:
-        status = git("status", "--porcelain=v2", "--branch", "-z", "--untracked-files=all", "--ignore-submodules=none")
-    except (OSError, subprocess.SubprocessError):
-        return State()
-    entries = status.decode("utf-8", "surrogateescape").split("\0")
-    commit = next((each.partition("oid ")[2] for each in entries if each.startswith("# branch.oid ")), "")
-    remote = b""
+    def line(*words: str) -> str:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            return git(*words, least=1.0).decode("utf-8", "surrogateescape").strip()
+        return ""
+
+    changes = "unknown"
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        remote = git("config", "--get", "remote.origin.url")
-    url = re.sub(r"(?<=://)([^/@]*):[^/@]*@", r"\1@", remote.decode("utf-8", "replace").strip())
-    changes = ""
-    if any(each and not each.startswith("# ") for each in entries):
-        try:
-            top = git("rev-parse", "--show-toplevel").decode("utf-8", "surrogateescape").strip()
-            untracked = [each[2:] for each in entries if each.startswith("? ")]
-            changes = _changes(git("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv"), top, untracked)
-        except (OSError, subprocess.SubprocessError):
-            changes = "unknown"
-    return State(url, "" if commit == "(initial)" else commit, changes)
+        changes = _changes(git, line("rev-parse", "--show-toplevel"))
+    url = re.sub(r"^(https?://)[^/@]*@", r"\1", line("config", "--get", "remote.origin.url"))
+    return State(url, line("rev-parse", "--verify", "--quiet", "HEAD"), changes)
 
 
-def _changes(difference: bytes, top: str, untracked: list[str]) -> str:
-    """A digest (`blake3:…`) of a diff and of untracked files: of each its path and content, of one above 1 MiB its size."""
-    lines = [digests.of_bytes(difference)]
-    for path in sorted(untracked):
-        size = os.lstat(os.path.join(top, path)).st_size
-        whole = size <= _SMALL and os.path.isfile(os.path.join(top, path))
-        lines.append(f"{path}\0{digests.of_file(Path(top, path)) if whole else size}")
+def _changes(git: Callable[..., bytes], top: str) -> str:
+    """A digest (`blake3:…`) of the difference to the commit and of untracked files, of each its path and content, of one above
+    1 MiB its size, and so of all where they are very many; "" where there is nothing."""
+    listed = git("status", "--porcelain=v2", "-z", "--untracked-files=all", "--ignore-submodules=none")
+    entries = listed.decode("utf-8", "surrogateescape").split("\0")
+    untracked = sorted(each[2:] for each in entries if each.startswith("? "))
+    if not any(entries):
+        return ""
+    lines = [digests.of_bytes(git("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv"))]
+    for name in untracked:
+        path = Path(top, name)
+        status = path.lstat()
+        whole = stat.S_ISREG(status.st_mode) and status.st_size <= _SMALL and len(untracked) <= _MANY
+        lines.append(f"{name}\0{digests.of_file(path) if whole else status.st_size}")
     return digests.of_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))

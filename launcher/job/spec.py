@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -68,7 +69,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     """Variables of the job."""
     secret: dict[str, str] = {}
-    """Variables of the job whose values are secrets (`launcher secret`): variable to the secret's name."""
+    """Variables of the job whose values are secrets: variable to the name of a kept one (`launcher secret`), env:VARIABLE or
+    file:PATH."""
+    secret_file: dict[str, str] = {}
+    """Variables of the job whose values are paths of files with a secret each, which are gone after the attempt."""
+    no_mask: bool = False
+    """What the job prints is passed on and kept as it is, its secrets too."""
     work_dir: str = ""
     """Where the command runs. Default: the current folder, or the repository."""
     repository_url: str = ""
@@ -174,13 +180,15 @@ def load(
     Raises UsageError that lists every mistake of every layer.
     """
     fields = [field.name for field in msgspec.structs.fields(JobSpec)]
-    plain = [name for name in fields if name not in {"command", "env", "kind", "secret"}]
+    plain = [name for name in fields if name not in {"command", "env", "kind", "secret", "secret_file"}]
     given = {key: value for key, value in flags.items() if value not in (None, (), {})}
     mistakes = [f"--{key.replace('_', '-')} is empty" for key, value in given.items() if value == "" and key != "name"]
     layers: list[tuple[str, Mapping[str, Any]]] = [("--{key}", given)]
     variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
     for key in variables.keys() & (LISTS - {"command"}):
-        variables[key] = [part.strip() for part in variables[key].split(",") if part.strip()]
+        variables[key] = _parts(variables[key])
+    for key, text in settings.environment("LAUNCHER_", ("secret", "secret_file"), environ).items():
+        variables[key] = parse_secrets(_parts(text), f"LAUNCHER_{key.upper()}")
     layers.append(("LAUNCHER_{KEY}", variables))
     if file:
         try:
@@ -209,6 +217,10 @@ def load(
     if url and "://" not in url and os.path.isdir(os.path.expanduser(url)):
         url = os.path.abspath(os.path.expanduser(url))  # It is looked for again from another folder.
     return msgspec.structs.replace(spec, name=names.check(spec.name, "job name"), repository_url=url)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _from_file(content: dict[str, Any]) -> dict[str, Any]:
@@ -276,13 +288,17 @@ def _check(spec: JobSpec) -> list[str]:
     folders = [os.path.basename(os.path.abspath(each)) for each in spec.watch]
     for each in sorted({each for each in folders if folders.count(each) > 1}):
         mistakes.append(f"--watch: two folders are called {each!r}, and checkpoints are named after them")
-    for flag, keys in (("--env", spec.env), ("--secret", spec.secret)):
+    given = {"--env": spec.env, "--secret": spec.secret, "--secret-file": spec.secret_file}
+    for flag, keys in given.items():
         for key in keys:
             if not key or "=" in key or "\0" in key:
                 mistakes.append(f"{flag}: {key!r} is no name of a variable")
+            elif flag == "--secret-file" and not re.fullmatch(r"\w+", key):
+                mistakes.append(f"{flag}: the file is named after it, and {key!r} has more than letters, digits and _")
             elif spec.runner == "docker" and flag == "--secret" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 mistakes.append(f"--secret: the image's shell sets it, and {key!r} is no name of a variable for that")
-    mistakes += [f"--env and --secret both set {key}" for key in sorted(spec.env.keys() & spec.secret.keys())]
+    for one, other in itertools.combinations(given, 2):
+        mistakes += [f"{one} and {other} both set {key}" for key in sorted(given[one].keys() & given[other].keys())]
     return mistakes
 
 
@@ -297,12 +313,12 @@ def parse_env(pairs: typing.Iterable[str], environ: Mapping[str, str]) -> dict[s
     return result
 
 
-def parse_secrets(pairs: typing.Iterable[str]) -> dict[str, str]:
+def parse_secrets(pairs: typing.Iterable[str], flag: str = "--secret") -> dict[str, str]:
     """`VARIABLE=NAME` pairs, and `NAME` alone for a variable of the same name. Raises UsageError."""
     result = {}
     for pair in pairs:
         variable, equals, name = pair.partition("=")
         result[variable] = name if equals else variable
         if not result[variable]:
-            raise UsageError(what=f"--secret {pair}: write --secret VARIABLE=NAME.")
+            raise UsageError(what=f"{flag} {pair}: write VARIABLE=NAME, with env:… or file:… for a name.")
     return result

@@ -21,7 +21,7 @@ from launcher.outputs.collector import Collector
 from launcher.outputs.spool import Spool
 from launcher.outputs.uploader import Stored, Task, Uploader
 from launcher.outputs.watcher import Subject, Watcher
-from launcher.runners import docker
+from launcher.runners import docker, handover
 from launcher.runners.tree import LEFTOVER_GRACE, end_job
 from launcher.settings import Settings
 from launcher.store.store import Store
@@ -143,6 +143,8 @@ def _store(
         emit(event("job-ended-late", text, "warning"))
     if record.spec.runner == "docker" and folder.owes:
         docker.end(folder.id)
+    if ours and folder.owes:
+        handover.forget(folder.path)
     # The last attempt may have been killed before it came to its output directory.
     attempt = next((each for each in reversed(record.attempts) if each.output), record.attempts[-1])
     output = _here(attempt.output, folder)

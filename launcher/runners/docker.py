@@ -7,6 +7,7 @@ Default hardening: no new privileges, all capabilities dropped, a limit on proce
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -18,9 +19,10 @@ from launcher.errors import CommandNotExecutable, CommandNotFound, EngineUnavail
 from launcher.inputs import datasets, mentions
 from launcher.inputs.programs import Done
 from launcher.job.logs import Times
+from launcher.masking import Mask
 from launcher.runners import handover
-from launcher.runners.handover import Handover
-from launcher.runners.output import RankLogs, write_all
+from launcher.runners.handover import Handed, Handover
+from launcher.runners.output import Pump, RankLogs, clean, wide_pipe, write_all
 from launcher.runners.running import Exit
 from launcher.text import printable
 
@@ -80,15 +82,15 @@ def plan(
     network: str,
     shm_size: int,
     gpus: int,
-    secrets: str = "",
+    secrets: Handover | None = None,
     models: str = "",
     publish: tuple[str, int] | None = None,
     environment: str = "",
 ) -> dict[str, Any]:
     """The arguments of the engine's container creation. `inputs`: (folder on this machine, path in the container), those of
-    the paths in `writable` not read-only. `secrets`: the folder in which variables will be handed over, if any are. `models`:
-    the folder with a server's model; `publish`: the address of this machine, and the port there and in the container.
-    `environment`: the folder with the job's packages, if it has any of its own."""
+    the paths in `writable` not read-only. `secrets`: how they will be handed over, if any are. `models`: the folder with a
+    server's model; `publish`: the address of this machine, and the port there and in the container. `environment`: the folder
+    with the job's packages, if it has any of its own."""
     binds: list[dict[str, Any]] = [
         {"Type": "bind", "Source": source, "Target": target, "ReadOnly": target not in writable}
         for source, target in inputs
@@ -99,7 +101,7 @@ def plan(
     binds.append({"Type": "bind", "Source": agent, "Target": AGENT, "ReadOnly": True})
     binds.append({"Type": "bind", "Source": logs, "Target": LOGS, "ReadOnly": False})
     if secrets:
-        binds.append({"Type": "bind", "Source": secrets, "Target": handover.INSIDE, "ReadOnly": False})
+        binds.append({"Type": "bind", "Source": secrets.source, "Target": handover.INSIDE, "ReadOnly": False})
     if models:
         binds.append({"Type": "bind", "Source": models, "Target": MODELS, "ReadOnly": True})
     if environment:
@@ -110,6 +112,8 @@ def plan(
     request |= {"labels": {"launcher.job": job_id}, "shm_size": shm_size}
     if publish and network != "host":
         request["ports"] = {f"{publish[1]}/tcp": publish}
+    if secrets and secrets.files:
+        request["tmpfs"] = {handover.FILES: f"size={secrets.memory},mode=1777,nosuid,nodev,noexec"}
     if gpus:
         request["device_requests"] = [{"Driver": "", "Count": gpus, "Capabilities": [["gpu"]]}]
     return request
@@ -141,6 +145,9 @@ def hardened(
         "security_opt": ["no-new-privileges"],
         "pids_limit": _PIDS,
     }
+    if secrets:
+        request["ulimits"] = [{"Name": "core", "Soft": 1, "Hard": 1}]  # See `handover.no_core_dumps`.
+        request["log_config"] = {"Type": "none"}  # The engine would keep all output as it is.
     return request | ({"network": network} if network else {})
 
 
@@ -210,8 +217,8 @@ def run_once(client: Any, request: dict[str, Any], *, stop: Callable[[], None], 
     try:
         with contextlib.suppress(NotFound):
             client.containers.get(request["name"]).remove(force=True, v=True)
-        container = client.containers.create(**_with_mounts(request))
-        stream = container.attach(stdout=True, stderr=True, stream=True, logs=True, demux=True)
+        container = client.containers.create(**_arguments(request))
+        stream = _attach(container, request)
         thread = threading.Thread(target=follow, args=(stream,), name="output", daemon=True)
         thread.start()
         container.start()
@@ -233,13 +240,25 @@ def run_once(client: Any, request: dict[str, Any], *, stop: Callable[[], None], 
                 container.remove(force=True, v=True)
 
 
-def _with_mounts(request: dict[str, Any]) -> dict[str, Any]:
-    from docker.types import Mount
+def _arguments(request: dict[str, Any]) -> dict[str, Any]:
+    """A request as the engine's library takes it."""
+    from docker.types import DeviceRequest, Mount, Ulimit
 
     mounts = [
         Mount(each["Target"], each["Source"], type="bind", read_only=each["ReadOnly"]) for each in request["mounts"]
     ]
-    return request | {"mounts": mounts}
+    limits = [Ulimit(**each) for each in request.get("ulimits", ())]
+    devices = [
+        DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
+        for each in request.get("device_requests", ())
+    ]
+    return request | {"mounts": mounts, "ulimits": limits, "device_requests": devices}
+
+
+def _attach(container: Any, request: dict[str, Any]) -> Any:
+    """What a container prints, from its start on: pairs of pieces of stdout and stderr."""
+    logs = "log_config" not in request  # Else the engine has none to begin with; `docker run` does without too.
+    return container.attach(stdout=True, stderr=True, stream=True, logs=logs, demux=True)
 
 
 class Container:
@@ -254,20 +273,18 @@ class Container:
         request: dict[str, Any],
         *,
         log: Path,
+        rank_logs: Path,
         ranks: int = 1,
-        rank_logs: Path | None = None,
-        secrets: Handover | None = None,
+        secrets: Handed | None = None,
+        mask: Mask | None = None,
     ) -> None:
-        """Creates and starts it. Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError."""
-        from docker.errors import APIError, DockerException
-        from docker.types import DeviceRequest
+        """Creates and starts it. `rank_logs`, `secrets` and `mask` as for `Process`.
 
-        arguments = _with_mounts(request)
-        if "device_requests" in arguments:
-            arguments["device_requests"] = [
-                DeviceRequest(count=each["Count"], capabilities=each["Capabilities"])
-                for each in request["device_requests"]
-            ]
+        Raises CommandNotFound, CommandNotExecutable, EngineUnavailable, LocalResourceError.
+        """
+        from docker.errors import APIError, DockerException
+
+        arguments = _arguments(request)
         self._secrets = secrets
         if secrets:
             secrets.give()
@@ -277,17 +294,18 @@ class Container:
         self._killed = False
         self._failure = ""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._clean = functools.partial(clean, mask, log, os.fstat(self._log).st_size, rank_logs) if mask else None
         self._times = Times(log)
-        self._ranks = (
-            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
-            if ranks > 1
-            else None
-        )
+        out, err = sys.stdout.fileno(), sys.stderr.fileno()
+        self._ranks = RankLogs(rank_logs, ranks, out, err, self._log, self._times, mask) if ranks > 1 else None
         self.fd, self._ended = os.pipe2(os.O_CLOEXEC)
         try:
             self._container = client.containers.create(**arguments)
-            stream = self._container.attach(stdout=True, stderr=True, stream=True, logs=True, demux=True)
-            self._threads = [threading.Thread(target=self._follow, args=(stream,), name="output", daemon=True)]
+            stream = _attach(self._container, request)
+            self._pipes = [wide_pipe(), wide_pipe()]
+            readers = [reader for reader, _ in self._pipes]
+            self._pump = Pump(dict(zip(readers, (out, err))), self._log, self._times, mask)
+            self._threads = [threading.Thread(target=self._follow, args=(stream,), name="follow", daemon=True)]
             self._threads[0].start()
             self._container.start()
         except APIError as error:
@@ -307,13 +325,13 @@ class Container:
         self._threads[1].start()
 
     def _follow(self, stream: Any) -> None:
-        sinks = {0: [sys.stdout.fileno(), self._log], 1: [sys.stderr.fileno(), self._log]}
         with contextlib.suppress(Exception):
             for parts in stream:
-                for number, data in enumerate(parts):
+                for (_, writer), data in zip(self._pipes, parts):
                     if data:
-                        self._times.note()
-                        write_all(data, sinks[number])
+                        write_all(data, [writer])
+        for _, writer in self._pipes:
+            os.close(writer)
 
     def _wait(self) -> None:
         from docker.errors import DockerException
@@ -391,12 +409,15 @@ class Container:
         if self._container is not None:
             if len(self._threads) > 1:
                 self._threads[0].join(5.0)
+                self._pump.join(2.0)
             if self._ranks:
                 self._ranks.finish(10.0)
+            if self._clean:
+                self._clean()
             container, self._container = self._container, None
             if not self._ask(lambda: container.remove(force=True, v=True), _REMOVAL if self._exit else _ANSWER):
                 left.append(f"the container {container.name}, which the engine does not end")
-            for fd in (self._log, self.fd, self._ended):
+            for fd in (self._log, self.fd, self._ended, *(reader for reader, _ in self._pipes)):
                 os.close(fd)
             self._times.close()
             if self._failure:

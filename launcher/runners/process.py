@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -14,9 +15,11 @@ from pathlib import Path
 from launcher.errors import CommandNotExecutable, CommandNotFound, MountFailed
 from launcher.inputs.protection import Protection, program
 from launcher.job.logs import Times
+from launcher.masking import Mask
 from launcher.runners import stall
 from launcher.runners.cgroup import Cgroup
-from launcher.runners.output import Pump, RankLogs, wide_pipe
+from launcher.runners.handover import Handed
+from launcher.runners.output import Pump, RankLogs, clean, wide_pipe
 from launcher.runners.running import Exit
 from launcher.runners.signals import SUSPENDING
 from launcher.runners.tree import Tree, become_subreaper
@@ -33,20 +36,27 @@ class Process:
         work_dir: str,
         protection: Protection,
         log: Path,
+        rank_logs: Path,
         ranks: int = 1,
-        rank_logs: Path | None = None,
         grace: float = 30.0,
         single_child: bool = False,
         rewrite: Mapping[int, int] | None = None,
         spared: Callable[[], Collection[int]] = tuple,
+        secrets: Handed | None = None,
+        mask: Mask | None = None,
     ) -> None:
-        """Starts it. `ranks` above 1: torchrun keeps their output in files beside the log. For the others see `Tree`.
+        """Starts it. `ranks` above 1: torchrun keeps their output in files in `rank_logs`. `secrets` are there while it runs;
+        `mask` takes them out of its output. For the others see `Tree`.
 
-        Raises CommandNotFound, CommandNotExecutable, MountFailed.
+        Raises CommandNotFound, CommandNotExecutable, MountFailed, LocalResourceError.
         """
+        self._secrets = secrets
+        if secrets:
+            secrets.give()
         become_subreaper()
         report_reader, report_writer = os.pipe()
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._clean = functools.partial(clean, mask, log, os.fstat(self._log).st_size, rank_logs) if mask else None
         self._times = Times(log)
         out_reader, out_writer = wide_pipe()
         err_reader, err_writer = wide_pipe()
@@ -61,6 +71,10 @@ class Process:
                 pass_fds=[report_writer, *protection.lazy.values()],
                 start_new_session=True,
             )
+        except BaseException:
+            if secrets:
+                secrets.take_back()
+            raise
         finally:
             for fd in (report_writer, out_writer, err_writer):
                 os.close(fd)
@@ -75,13 +89,9 @@ class Process:
         )
         self._exit: Exit | None = None
         self._lingers = False
-        targets = {out_reader: sys.stdout.fileno(), err_reader: sys.stderr.fileno()}
-        self._pump = Pump(targets, self._log, self._times)
-        self._ranks = (
-            RankLogs(rank_logs or log.parent, ranks, sys.stdout.fileno(), sys.stderr.fileno(), self._log, self._times)
-            if ranks > 1
-            else None
-        )
+        out, err = sys.stdout.fileno(), sys.stderr.fileno()
+        self._pump = Pump({out_reader: out, err_reader: err}, self._log, self._times, mask)
+        self._ranks = RankLogs(rank_logs, ranks, out, err, self._log, self._times, mask) if ranks > 1 else None
         self.fd = os.pidfd_open(self._process.pid)
         # Job control: what stops a launcher that runs a job stops the job first.
         self._handlers = {each: signal.signal(each, lambda number, frame: self.signal(number)) for each in SUSPENDING}
@@ -143,6 +153,10 @@ class Process:
             self._pump.join(0.1 if self.members() else 2.0)  # What outlived SIGKILL never closes its output.
             if self._ranks:
                 self._ranks.finish(10.0)
+            if self._clean:
+                self._clean()
+            if self._secrets:
+                self._secrets.take_back()
             for fd in (*self._fds, self.fd):
                 with contextlib.suppress(OSError):
                     os.close(fd)

@@ -29,7 +29,6 @@ from launcher.checkpoint.manifest import ABORT_LIMIT, Manifest
 from launcher.decoding import decode
 from launcher.errors import AccessDenied, ManifestInvalid, StoreError
 from launcher.ids import first_id, new_id
-from launcher.job.record import write_atomically
 from launcher.store import layout
 from launcher.store import summary as summaries
 from launcher.store.summary import Summary
@@ -57,7 +56,6 @@ class _Head(msgspec.Struct, frozen=True):
     the newest segment that is known; `since`: changes that are not in it; `digest`: of the lines."""
 
     schema: int
-    store: str
     until: float
     change: str
     segment: str
@@ -165,13 +163,13 @@ def _refreshed(store: Reader, base: Lines) -> Lines | None:
             have[identifier] = summaries.encode(fact)
         elif identifier not in have or summaries.decode(have[identifier]).version is None:
             unknown.append(identifier)
-    late = [each for each in there if each < young and each not in gone and not _has(old, each)]
+    late = [each for each in there if each < young and each not in gone and not _is_named(old, each)]
     for line in _read(store, unknown + late, there):
         have[_id(line)] = line
         alive.add(_id(line))
-    for identifier in gone:
-        if _has(old, identifier):
-            del old[bisect.bisect_left(old, _begin(identifier))]
+    for identifier in (*gone, *late):
+        if (place := _place(old, identifier)) is not None:
+            del old[place]
     recent = sorted(line for identifier, line in have.items() if identifier in alive)
     if late:
         old, recent = sorted(old + recent), []
@@ -207,19 +205,20 @@ def _local(store: Reader) -> Lines | None:
         return None
     try:
         with open(path(os.path.dirname(store.index), store.url), "rb") as file:
-            found, head = _parse(file.read())
+            return _parse(file.read())
     except (OSError, ValueError):
         return None  # Absent or damaged: it is made again.
-    return found if head.store == store.url else None
 
 
 def _keep(store: Reader, lines: Lines) -> None:
     if store.index is None:
         return
+    from launcher.job.record import write_atomically
+
     target = path(os.path.dirname(store.index), store.url)
     with contextlib.suppress(OSError):  # No room for a copy is no failure.
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        write_atomically(target, _body(store, lines), durable=False)
+        write_atomically(target, _body(lines), durable=False)
 
 
 def _newest_segment(store: Reader) -> Lines:
@@ -230,7 +229,7 @@ def _newest_segment(store: Reader) -> Lines:
             packed = store.get(entry.key)
             if zstandard.get_frame_parameters(packed).content_size > _LARGEST:
                 continue
-            found, _ = _parse(zstandard.ZstdDecompressor().decompress(packed))
+            found = _parse(zstandard.ZstdDecompressor().decompress(packed))
         except (Missing, ValueError, zstandard.ZstdError):
             continue  # Compacted away meanwhile, or damaged: an older one, or none, will do.
         return dataclasses.replace(found, segment=entry.key, since=0)
@@ -248,25 +247,25 @@ def _compact(store: Reader, lines: Lines) -> None:
             lines.segment = keys[-1]
             return
         lines.segment = layout.segment(lines.until, new_id())
-        packed = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(_body(store, lines))
-        call(lambda: store.place.put(lines.segment, packed), store.timeout)
+        packed = zstandard.ZstdCompressor(level=3, write_checksum=True).compress(_body(lines))
+        store.place.put(lines.segment, packed)  # Once: where it fails, whoever lists next does it.
         if keys[:-1]:  # The newest one before stays for who reads it now.
-            call(lambda: store.place.delete(keys[:-1]), store.timeout)
+            store.place.delete(keys[:-1])
 
 
-def _body(store: Reader, lines: Lines) -> bytes:
+def _body(lines: Lines) -> bytes:
     text = b"\n".join(lines.lines)
-    head = _Head(SCHEMA, store.url, lines.until, lines.change, lines.segment, lines.since, of_bytes(text))
+    head = _Head(SCHEMA, lines.until, lines.change, lines.segment, lines.since, of_bytes(text))
     return msgspec.json.encode(head) + b"\n" + text
 
 
-def _parse(body: bytes) -> tuple[Lines, _Head]:
+def _parse(body: bytes) -> Lines:
     """Raises ValueError where it is damaged, or of another release."""
     first, _, text = body.partition(b"\n")
     head = decode(first, _Head)
     if head.schema != SCHEMA or head.digest != of_bytes(text):
         raise ValueError("it is damaged, or of another release")
-    return Lines(text.split(b"\n") if text else [], head.until, head.change, head.segment, head.since), head
+    return Lines(text.split(b"\n") if text else [], head.until, head.change, head.segment, head.since)
 
 
 def path(cache_dir: str, url: str) -> str:
@@ -287,6 +286,11 @@ def _id(line: bytes) -> str:
     return line[2:38].decode()
 
 
-def _has(lines: Sequence[bytes], identifier: str) -> bool:
-    position = bisect.bisect_left(lines, _begin(identifier))
-    return position < len(lines) and _id(lines[position]) == identifier
+def _place(lines: Sequence[bytes], identifier: str) -> int | None:
+    place = bisect.bisect_left(lines, _begin(identifier))
+    return place if place < len(lines) and _id(lines[place]) == identifier else None
+
+
+def _is_named(lines: Sequence[bytes], identifier: str) -> bool:
+    place = _place(lines, identifier)
+    return place is not None and summaries.decode(lines[place]).version is not None

@@ -37,7 +37,7 @@ class Datasets(Store):
 
     @classmethod
     def open(cls, settings: Settings, environ: Mapping[str, str], *, look_only: bool = False) -> Self:
-        """The datasets of the settings' store. Nothing is contacted yet."""
+        """The datasets of the settings' store. Nothing is contacted yet. `look_only`: see `Store`."""
         inside = msgspec.structs.replace(settings, store=f"{settings.store.rstrip('/')}/{FOLDER}")
         return super().open(inside, environ, look_only=look_only)
 

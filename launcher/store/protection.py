@@ -15,6 +15,7 @@ import msgspec
 
 from launcher.store import layout, removal, tags
 from launcher.store.reading import Checkpoint, Reader
+from launcher.store.summary import Summary
 from launcher.transfer.retry import call
 
 
@@ -59,15 +60,15 @@ def use(store: Reader, identifier: str, job: str, name: str) -> None:
     call(lambda: store.place.put(layout.use(identifier, job), msgspec.json.encode(body)), store.timeout)
 
 
-def reasons(store: Reader, living: Iterable[Checkpoint]) -> dict[str, list[str]]:
-    """Why checkpoints have to stay, by id; `living`: every checkpoint of the store."""
+def reasons(store: Reader, living: Iterable[Summary]) -> dict[str, list[str]]:
+    """Why checkpoints have to stay, by id; `living`: every checkpoint of the store (see `catalog`)."""
     found: dict[str, list[str]] = defaultdict(list)
     for identifier in pinned(store):
         found[identifier].append("pinned")
     for move in tags.every(store):
         found[move.checkpoint].append(f"tagged {move.tag}")
     for each in living:
-        for parent in each.manifest.lineage.parents:
+        for parent in each.parents:
             found[parent].append(f"{each.label} was made from it")
     for entry in store.listing(layout.USES):
         job = entry.key.rpartition("/")[2].removesuffix(".json")

@@ -6,6 +6,7 @@ one checkpoint by its manifest, many by the listing of manifests/.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -152,13 +153,20 @@ class Reader:
 
     def version_of(self, manifest: Manifest, numbers: Collection[int] | None = None) -> int | None:
         """The version that its name gave to a checkpoint, among these `numbers` (default: all)."""
-        for number in sorted(self.version_numbers(manifest.name) if numbers is None else numbers, reverse=True):
-            try:
-                if self.version(manifest.name, number).checkpoint == manifest.id:
-                    return number
-            except (Missing, ObjectDamaged):
-                continue
+        ordered = sorted(self.version_numbers(manifest.name) if numbers is None else numbers)
+        # Mostly versions are in the order of ids; where a long upload was overtaken, it is near.
+        near = bisect.bisect_left(ordered, manifest.id, key=lambda number: self._named(manifest.name, number))
+        for _, number in sorted((abs(place - near), number) for place, number in enumerate(ordered)):
+            if self._named(manifest.name, number) == manifest.id:
+                return number
         return None
+
+    def _named(self, name: str, number: int) -> str:
+        """The id that a version names; empty where it is damaged."""
+        try:
+            return self.version(name, number).checkpoint
+        except (Missing, ObjectDamaged):
+            return ""
 
     def living(self, name: str, numbers: Collection[int]) -> Iterator[Checkpoint]:
         """The versions of a name that were not deleted, of these numbers, newest first. Raises InvalidDataError at a version

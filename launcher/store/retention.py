@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from launcher.errors import LauncherError
 from launcher.events import Emit, event
 from launcher.job.keep import Keep
-from launcher.store import protection, removal
+from launcher.store import catalog, protection, removal
 from launcher.store.reading import Checkpoint
 from launcher.store.store import Store
 
@@ -81,13 +81,8 @@ def plan(
     store: Store, job: str, keep: Keep, *, run: str | None = None, protected: Collection[str] = ()
 ) -> list[Verdict]:
     """What the rules say of every checkpoint of the jobs named `job` (of the one with the id `run`, if given)."""
-    living = store.checkpoints()
-    own = [
-        each
-        for each in living
-        if each.manifest.origin and each.manifest.origin.name == job and run in (None, each.manifest.origin.job)
-    ]
-    reasons = protection.reasons(store, living)
+    own = [each for each in store.of_job(job) if each.manifest.origin and run in (None, each.manifest.origin.job)]
+    reasons = protection.reasons(store, catalog.refresh(store).summaries())
     for identifier in protected:
         reasons.setdefault(identifier, []).append("in use by this job")
     return judge(own, keep, protected=reasons, now=store.now() if keep.days else 0.0)

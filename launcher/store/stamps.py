@@ -16,13 +16,14 @@ from collections.abc import Mapping
 import msgspec
 
 from launcher.decoding import decode
-from launcher.job.record import write_atomically
 from launcher.transfer.local import Stamp
 
 
 def remember(index: str | None, checkpoint: str, stamps: Mapping[str, Stamp]) -> None:
     """Notes the stamps of a checkpoint's files, by path. Where it cannot, they are read another time."""
     if index and stamps:
+        from launcher.job.record import write_atomically  # It brings all of what a job is.
+
         with contextlib.suppress(OSError):
             os.makedirs(index, exist_ok=True)
             write_atomically(_path(index, checkpoint), msgspec.json.encode(dict(stamps)), durable=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from launcher.checkpoint.manifest import Manifest
-from launcher.ids import dashed
+from launcher.ids import dashed, is_id
 from launcher.store import layout
 from launcher.transfer.object_store import Entry
 
@@ -19,7 +19,7 @@ _LONGEST_KEY = 255
 
 class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A checkpoint in one line: `created` in Unix seconds by its writer's clock, `size` in bytes; `ready`: 1 resume, 2 inference;
-    `job`: the name of the job that wrote it, empty if it was pushed."""
+    `parents`: ids of what it was made from; `job`: the name of the job that wrote it, empty if it was pushed."""
 
     id: str
     name: str
@@ -29,7 +29,13 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False):
     format: str
     step: int | None
     ready: int
+    parents: tuple[str, ...]
     job: str
+
+    @property
+    def label(self) -> str:
+        """name@vN."""
+        return f"{self.name}@v{self.version}" if self.version else self.name
 
     @property
     def resume(self) -> bool:
@@ -41,7 +47,8 @@ class Summary(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class _Fact(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a change's key says of a commit besides the id; `job` is the length of the name's beginning that it is, or a text."""
+    """What a change's key says of a commit besides the id. `parents`: 16 bytes each; `job`: the length of the name's beginning
+    that it is, or a text."""
 
     name: str
     version: int | None
@@ -50,6 +57,7 @@ class _Fact(msgspec.Struct, frozen=True, array_like=True, gc=False):
     format: str
     step: int | None
     ready: int
+    parents: bytes
     job: int | str
 
 
@@ -57,9 +65,17 @@ def of_manifest(manifest: Manifest, version: int | None) -> Summary:
     """The line of a checkpoint."""
     ready = manifest.ready.resume + 2 * manifest.ready.inference
     job = manifest.origin.name if manifest.origin else ""
-    facts = manifest.facts
     return Summary(
-        manifest.id, manifest.name, version, manifest.created, manifest.size, manifest.format, facts.step, ready, job
+        manifest.id,
+        manifest.name,
+        version,
+        manifest.created,
+        manifest.size,
+        manifest.format,
+        manifest.facts.step,
+        ready,
+        tuple(parent for parent in manifest.lineage.parents if is_id(parent)),
+        job,
     )
 
 
@@ -108,7 +124,10 @@ def told(entry: Entry) -> float:
 
 def _fact(found: Summary) -> _Fact:
     job = len(found.job) if found.name.startswith(found.job) else found.job
-    return _Fact(found.name, found.version, found.created, found.size, found.format, found.step, found.ready, job)
+    parents = bytes.fromhex("".join(found.parents).replace("-", ""))
+    return _Fact(
+        found.name, found.version, found.created, found.size, found.format, found.step, found.ready, parents, job
+    )
 
 
 def _summary(identifier: str, facts: str) -> Summary | None:
@@ -120,8 +139,10 @@ def _summary(identifier: str, facts: str) -> Summary | None:
     if not (fact.name + fact.format).isprintable():
         return None
     job = fact.job if isinstance(fact.job, str) else fact.name[: fact.job]
+    digits = fact.parents.hex()
+    parents = tuple([dashed(digits[start : start + 32]) for start in range(0, len(digits), 32)])
     return Summary(
-        identifier, fact.name, fact.version, fact.created, fact.size, fact.format, fact.step, fact.ready, job
+        identifier, fact.name, fact.version, fact.created, fact.size, fact.format, fact.step, fact.ready, parents, job
     )
 
 

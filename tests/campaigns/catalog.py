@@ -4,7 +4,7 @@
 
 Writes the objects of such a store directly, many at a time: jobs of 50 checkpoints over two years, and one name with so many
 versions. Without --store in an S3 server of its own (SeaweedFS); --built: it is there from an earlier call of the same day with
-the same numbers. Then it runs the command line as a person does and prints the median of the rounds, start of Python and all,
+the same numbers. Then it runs the command line as a person does and prints the medians of the rounds, start of Python and all,
 against the bar. What is listed must be what was written, after every step: also with the node's index cut, damaged or of another
 moment, with the store's summaries gone, and after a commit and a delete by another node.
 """
@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,9 +29,9 @@ import msgspec
 
 from launcher import __version__
 from launcher.checkpoint import manifest as manifests
-from launcher.checkpoint.manifest import SCHEMA, Facts, File, Manifest, Origin, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Origin, Ready
 from launcher.ids import first_id
-from launcher.store import catalog, layout, removal, summary
+from launcher.store import catalog, layout, summary
 from launcher.store.reading import VersionBody
 from launcher.store.store import Store
 from launcher.transfer.digest import of_bytes
@@ -49,15 +48,16 @@ _THREADS = 24
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement: the median in seconds, and the bar where there is one."""
+    """One measurement, medians in seconds from start to end and of the processor; the bar is for the first."""
 
     what: str
     seconds: float
+    cpu: float
     bar: float | None = None
 
     def __str__(self) -> str:
-        verdict = "" if self.bar is None else f" | {self.bar:g} s{'' if self.seconds <= self.bar else ': **not met**'}"
-        return f"| {self.what} | {self.seconds:.2f} s{verdict or ' | '} |"
+        bar = "" if self.bar is None else f"{self.bar:g} s{'' if self.seconds <= self.bar else ': **not met**'}"
+        return f"| {self.what} | {self.seconds:.2f} s | {self.cpu:.2f} s | {bar} |"
 
 
 def written(count: int, versions: int, seed: int) -> Iterator[tuple[Manifest, int]]:
@@ -66,12 +66,14 @@ def written(count: int, versions: int, seed: int) -> Iterator[tuple[Manifest, in
     now = time.time() // 86400 * 86400 - catalog.MARGIN  # The same checkpoints all day long.
     popular = set(chance.sample(range(count), versions))
     number = {POPULAR: 0}
+    parent = ""
     for index in range(count):
         created = now - _SPAN * (count - index) / count
         identifier = _uuid(created, chance)
         job, step = f"ft_{index // _PER_JOB:05d}", 500 * (index % _PER_JOB + 1)
         name = POPULAR if index in popular else f"{job}/checkpoint-{step}"
         number[name] = number.get(name, 0) + 1
+        parent = identifier if name == POPULAR else parent
         files = tuple(
             File(f"model-{part:05d}.safetensors", 10_000_000, f"blake3:{chance.getrandbits(256):064x}", mtime=created)
             for part in range(4)
@@ -87,6 +89,7 @@ def written(count: int, versions: int, seed: int) -> Iterator[tuple[Manifest, in
                 files=files,
                 size=sum(file.size for file in files),
                 facts=Facts(step=step, train_loss=1 / step, architecture="MistralForCausalLM"),
+                lineage=Lineage(parents=(parent,) if name != POPULAR and parent else ()),
                 ready=Ready(resume=True, inference=index % 2 == 0),
                 origin=None if name == POPULAR else Origin(f"run-{index // _PER_JOB}", job, f"checkpoint-{step}"),
             ),
@@ -121,23 +124,33 @@ def build(store: Store, made: list[tuple[Manifest, int]], seed: int) -> None:
             pass
 
 
-def seconds(launcher: Launcher, *words: str, rounds: int = 1, before: str = "", complete: str = "") -> float:
-    """The median of so many runs; `before` each the folder is removed. `complete`: a line to complete, instead of words."""
+def measured(
+    launcher: Launcher,
+    what: str,
+    *words: str,
+    bar: float | None = None,
+    rounds: int = 1,
+    before: str = "",
+    complete: str = "",
+) -> Figure:
+    """The medians of so many runs; `before` each the folder is removed. `complete`: a line to complete, instead of words."""
     env = dict(launcher.env)
     if complete:
         env |= {"_LAUNCHER_COMPLETE": "zsh_complete", "COMP_WORDS": complete, "COMP_CWORD": str(complete.count(" "))}
-    taken = []
+    walls, cpus = [], []
     for _ in range(rounds):
         if before:
             shutil.rmtree(before, ignore_errors=True)
         started = time.perf_counter()
-        with open(os.devnull, "wb") as nowhere:
-            status = subprocess.run(
-                [PROGRAM, *words], env=env, stdout=nowhere, stderr=nowhere, stdin=subprocess.DEVNULL
-            )
-        assert status.returncode == 0
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+        command = ["launcher", *words]
+        null = os.open(os.devnull, os.O_RDWR)
+        files = [(os.POSIX_SPAWN_DUP2, null, number) for number in (0, 1, 2)]
+        _, status, usage = os.wait4(os.posix_spawn(PROGRAM, command, env, file_actions=files), 0)
+        os.close(null)
+        walls.append(time.perf_counter() - started)
+        cpus.append(usage.ru_utime + usage.ru_stime)
+        assert status == 0, f"launcher {' '.join(words)} ended with {os.waitstatus_to_exitcode(status)}"
+    return Figure(what, statistics.median(walls), statistics.median(cpus), bar)
 
 
 def check(launcher: Launcher, made: dict[str, tuple[str, int]], what: str) -> None:
@@ -158,39 +171,33 @@ def campaign(
     index = Path(catalog.path(cache, store.url))
     one, _ = made[len(made) // 3]
 
-    for what, words in (
-        ("a name", ("inspect", one.name)),
-        (f"a name with {sum(each.name == POPULAR for each, _ in made)} versions", ("inspect", POPULAR)),
-        ("one of its versions", ("inspect", f"{POPULAR}@v7")),
-        ("the beginning of an id", ("inspect", one.id[:23])),
-        ("the newest of a job", ("inspect", f"job:{one.name.partition('/')[0]}")),
+    seventh = next(each.id for each, version in made if (each.name, version) == (POPULAR, 7))
+    for what, ref in (
+        ("a name", one.name),
+        (f"a name with {sum(name == POPULAR for name, _ in there.values())} versions", POPULAR),
+        ("a version of that name", f"{POPULAR}@v7"),
+        ("an id of that name", seventh),
+        ("the beginning of an id", one.id[:23]),
+        ("the newest of a job", f"job:{one.name.partition('/')[0]}"),
     ):
-        yield Figure(
-            f"resolve {what}, no index",
-            seconds(launcher, "checkpoint", *words, "--json", rounds=rounds, before=cache),
-            0.25,
-        )
+        words = ("checkpoint", "inspect", ref, "--json")
+        yield measured(launcher, f"resolve {what}, no index", *words, bar=0.25, rounds=rounds, before=cache)
 
-    first = seconds(launcher, "checkpoint", "list")
-    yield Figure("list, nothing compacted, a new node (it leaves a segment)", first, 10)
+    every, some = ("checkpoint", "list"), ("checkpoint", "list", "--limit", "100")
+    yield measured(launcher, "list, nothing compacted, a new node (it leaves a segment)", *some, bar=10)
     check(launcher, there, "without segments")
-    yield Figure(
-        "list, a new node", seconds(launcher, "checkpoint", "list", "--limit", "100", rounds=rounds, before=cache), 1
-    )
-    yield Figure("the same, all lines", seconds(launcher, "checkpoint", "list", rounds=rounds, before=cache), 1)
+    yield measured(launcher, "list, a new node", *some, bar=1, rounds=rounds, before=cache)
+    yield measured(launcher, "the same, all lines", *every, bar=1, rounds=rounds, before=cache)
     check(launcher, there, "a new node")
-    yield Figure("list, warm", seconds(launcher, "checkpoint", "list", "--limit", "100", rounds=rounds), 0.3)
-    yield Figure("the same, all lines", seconds(launcher, "checkpoint", "list", rounds=rounds))
-    yield Figure(
-        "the same, by name", seconds(launcher, "checkpoint", "list", "--name", f"{one.name[:8]}*", rounds=rounds), 0.3
+    yield measured(launcher, "list, warm", *some, bar=0.3, rounds=rounds)
+    yield measured(launcher, "the same, all lines", *every, rounds=rounds)
+    yield measured(launcher, "the same, by name", *every, "--name", f"{one.name[:8]}*", bar=0.3, rounds=rounds)
+    yield measured(
+        launcher, "a job's checkpoints", "training", "checkpoints", one.name.partition("/")[0], rounds=rounds
     )
-    yield Figure(
-        "a job's checkpoints", seconds(launcher, "training", "checkpoints", one.name.partition("/")[0], rounds=rounds)
-    )
-
-    for what, line in (("a name", one.name[:-2]), ("what a tenth of the names begin with", "ft_00"), ("nothing", "")):
-        taken = seconds(launcher, rounds=rounds, complete=f"launcher checkpoint inspect {line}")
-        yield Figure(f"complete {what}", taken, 0.2)
+    for what, line in (("a name", one.name[:-2]), ("a name that many begin with", "ft_00"), ("any name", "")):
+        line = f"launcher checkpoint inspect {line}"
+        yield measured(launcher, f"complete {what}", bar=0.2, rounds=rounds, complete=line)
 
     good = index.read_bytes()
     for damage in ("cut", "flipped", "of another moment", "gone"):
@@ -204,14 +211,13 @@ def campaign(
         if damage == "cut":
             new = commit(store, "after", {"x": b"1"}).manifest
             there[new.id] = (new.name, 1)
-            gone = store.resolve(chance.choice(made)[0].id)
-            removal.delete(store, gone)
-            del there[gone.manifest.id]
+            gone = chance.choice([each.id for each, _ in made if each.name != POPULAR])
+            yield measured(launcher, "delete one", "checkpoint", "delete", gone, "--yes")
+            del there[gone]
         check(launcher, there, f"the index {damage}")
 
     store.place.delete([entry.key for entry in store.listing(layout.SEGMENTS)])
-    taken = seconds(launcher, "checkpoint", "list", "--limit", "100", before=cache)
-    yield Figure("list, the summaries gone, a new node", taken, 10)
+    yield measured(launcher, "list, the summaries gone, a new node", *some, bar=10, before=cache)
     check(launcher, there, "the summaries gone")
 
 
@@ -242,6 +248,7 @@ def main() -> int:
         if not arguments.built:
             build(store, made, arguments.seed)
             print(f"{len(made)} checkpoints written in {time.perf_counter() - started:.0f} s", flush=True)
+        print("| what | from start to end | processor | bar |\n|---|---|---|---|")
         for figure in campaign(store, url, made, Path(folder), arguments.rounds, arguments.seed):
             print(figure, flush=True)
     return 0

@@ -332,6 +332,8 @@ def main() -> int:
         from tests.support.docker_engine import docker_engine
 
         with docker_engine() as engine:
+            made = subprocess.run([ROOT / "tests/support/base_image"], env=os.environ | {"DOCKER_HOST": engine})
+            made.check_returncode()
             figures = campaign(arguments.count, arguments.seed, engine=engine, **options)
     else:
         figures = campaign(arguments.count, arguments.seed, **options)

@@ -45,6 +45,7 @@ SH = ["sh", "-c", ":"]
         (["--", "train.py"], {"LAUNCHER_STORE": "none"}, True),
         (["--", *SH], {"LAUNCHER_STORE": "none", "LAUNCHER_CHECKPOINT": "base"}, True),
         (["-C", "base", "--", *SH], {"LAUNCHER_STORE": "none"}, False),  # and an error, as nothing can be provided
+        (["--", *SH], {"LAUNCHER_STORE": "none", "LAUNCHER_SECRET": "A=b"}, False),
         (["--rewrite", "KILL:1", "--", *SH], {}, False),  # the main job's command line says what is wrong
         (["--grace", "soon", "--", *SH], {}, False),
         (["--help"], {}, False),

@@ -12,7 +12,8 @@ from tests.support.cli import PROGRAM, ROOT, Launcher
 from tests.support.s3_server import S3Server
 
 HEADER = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
-WRITE = "echo 1 > $FLEXAI_OUTPUT_DIR/metrics.json; mkdir $FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5; cp m/* $FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5"
+STEP = "$FLEXAI_OUTPUT_CHECKPOINT_DIR/checkpoint-5"
+WRITE = f"echo 1 > $FLEXAI_OUTPUT_DIR/metrics.json; mkdir {STEP}; cp m/* {STEP}"
 COLUMNS = "ID NAME NODE STEP TRAIN LOSS EVAL LOSS MODEL VERSION INFERENCE READY TIMESTAMP"
 
 ROWS: dict[str, str] = {

@@ -83,9 +83,20 @@ def test_secrets_are_shown_by_name_alone(launcher: Launcher, tmp_path: Path) -> 
     (tmp_path / "secret").write_text("a-very-secret-value")
     launcher("secret", "create", "hf", "--from-file", tmp_path / "secret")
     found = plan(
-        launcher, "j", "-S", "HF=hf", "-E", "MY_TOKEN=another-secret-1", "-E", "PLAIN=a-very-secret-value", "--", "true"
+        launcher,
+        "j",
+        "-S",
+        "HF=hf",
+        "--secret-file",
+        "KEY=hf",
+        "-E",
+        "MY_TOKEN=another-secret-1",
+        "-E",
+        "PLAIN=a-very-secret-value",
+        "--",
+        "true",
     )
-    assert found["secrets"] == {"HF": "hf"}
+    assert found["secrets"] == {"HF": "hf", "KEY": "hf"}
     assert [found["env"][key] for key in ("HF", "MY_TOKEN", "PLAIN")] == ["***"] * 3
     assert "secret-value" not in json.dumps(found) and "another-secret" not in json.dumps(found)
 

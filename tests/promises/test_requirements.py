@@ -8,6 +8,7 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher import requirements
+from launcher.errors import LauncherError
+from launcher.job.spec import JobSpec
 from tests.promises.test_docker import BASE, containers, docker
+from tests.promises.test_storages import keep
 from tests.support.cli import PROGRAM, Launcher
 from tests.support.git_server import commit
 
@@ -170,7 +175,13 @@ def test_the_installers_own_error_is_shown(job: Launcher, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("path", "files", "code", "cause"),
     [
-        ("absent.txt", {}, 66, "no requirements file absent.txt"),
+        (
+            "absent.txt",
+            {"dev-requirements.txt": "", "x/requirements.txt": ""},
+            66,
+            "There is: dev-requirements.txt, x/requirements",
+        ),
+        ("absent.txt", {}, 66, "absent.txt is not in"),
         ("../up.txt", {}, 64, "not below"),
         ("/etc/passwd", {}, 64, "not below"),
         ("link.txt", {}, 64, "not below"),
@@ -182,21 +193,54 @@ def test_the_installers_own_error_is_shown(job: Launcher, tmp_path: Path) -> Non
             66,
             "deep/deeper/rest.txt",
         ),
-        ("folder", {"folder/x": ""}, 64, "Is a directory"),
+        ("folder", {"folder/x": ""}, 64, "is no file"),
+        ("pipe.txt", {}, 64, "is no file"),
         ("bytes.txt", {}, 64, "no text in UTF-8"),
         ("large.txt", {"large.txt": "#" * (1 << 20) + "\n#"}, 64, "larger than 1 MiB"),
     ],
 )
-def test_files_that_are_refused(
-    launcher: Launcher, tmp_path: Path, path: str, files: dict[str, str], code: int, cause: str
-) -> None:
+def test_files_that_are_refused(tmp_path: Path, path: str, files: dict[str, str], code: int, cause: str) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "link.txt").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    output = launcher("training", "run", "j", "--requirements-path", path, "--", "true", code=code, cwd=tmp_path)
-    assert re.search(cause, output) and "Traceback" not in output
+    with pytest.raises(LauncherError) as raised:
+        requirements.find(JobSpec(name="j", requirements_path=path), str(tmp_path))
+    assert raised.value.exit_code == code and re.search(cause, str(raised.value)), str(raised.value)
+
+
+def test_files_that_include_each_other_are_read_once(tmp_path: Path) -> None:
+    """Also in a ring, and 3,000 deep; what says whether all must have a hash, or names paths, counts wherever it is."""
+    for number in range(3000):
+        (tmp_path / f"{number}.txt").write_text(f"-r {(number + 1) % 3000}.txt\n")
+    assert requirements.find(JobSpec(name="j", requirements_path="0.txt"), str(tmp_path)) is None
+    (tmp_path / "2999.txt").write_text("a==1 \\\n  --hash=sha256:00\n-r0.txt\n")
+    found = requirements.find(JobSpec(name="j", requirements_path="0.txt"), str(tmp_path))
+    assert found and len(found.texts) == 3000 and (found.hashes, found.local) == (True, False)
+    for line in (
+        "-e .",
+        "--editable=git+https://x",
+        "./a",
+        "a @ file:///b",
+        "a@./b",
+        "wheels/a-1-py3-none-any.whl",
+        ".",
+    ):
+        (tmp_path / "2999.txt").write_text(line)
+        found = requirements.find(JobSpec(name="j", requirements_path="0.txt"), str(tmp_path))
+        assert found and found.local, line
+    for line in (
+        "a>=1",
+        "a @ https://host/a.whl",
+        "https://host/a.zip",
+        "a[b]==1.0 ; python_version > '3'",
+        "git+ssh://git@host/x",
+    ):
+        (tmp_path / "2999.txt").write_text(line)
+        found = requirements.find(JobSpec(name="j", requirements_path="0.txt"), str(tmp_path))
+        assert found and not found.local, line
 
 
 def test_no_file_and_one_that_asks_for_nothing_are_no_error(launcher: Launcher, tmp_path: Path) -> None:
@@ -206,6 +250,9 @@ def test_no_file_and_one_that_asks_for_nothing_are_no_error(launcher: Launcher, 
     commit(code, {"requirements.txt": "# nothing\n--no-index\n"})
     assert "ran" in launcher("training", "run", "j", "-u", code, "--", "./run.sh")
     (code / "requirements.txt").write_text("no_such_package\n")
+    assert "absent.txt is not in" in launcher(
+        "training", "run", "j", "-u", code, "--requirements-path", "absent.txt", "--", "./run.sh", code=66
+    )
     output = launcher("training", "run", "j", "--", "./run.sh", cwd=code)
     assert "ran" in output, "of a folder of this machine nothing is installed unasked"
 
@@ -255,7 +302,7 @@ def cut_off(launcher: Launcher, tmp_path: Path, wheels: Path, how: signal.Signal
         took = time.monotonic() - started
         print(f"ended {took:.2f} s after {how.name}")
         if how == signal.SIGINT:
-            assert process.returncode == 75 and took < 6, output
+            assert process.returncode == 75 and took < 10, output
         assert environments(launcher) == []
         go_on.set()
         output = launcher(*command)
@@ -295,8 +342,6 @@ def test_files_with_paths_make_an_environment_of_the_jobs_own(job: Launcher, tmp
 
 def test_a_secret_of_the_job_reaches_the_installer_and_no_file(job: Launcher, tmp_path: Path) -> None:
     """An index's password in a variable that the requirements file names."""
-    from tests.promises.test_storages import keep
-
     keep(job, "index", "canary-index-7781")
     code = folder_of(tmp_path, "--find-links ${FOLDER}\nneedy==${WHICH}\n", run="x")
     output = run(job, code, "-S", "WHICH=index", "-E", f"FOLDER={tmp_path}", code_=65)
@@ -311,8 +356,10 @@ def test_in_a_container_it_is_made_by_the_images_own_python(docker: Launcher, tm
     wheels: Callable[[str, str], str] = lambda name, version: wheel(tmp_path / "code/wheels", name, version)
     wheels("top_level_only_in_env", "1.5")
     wheels("heavy", "2.0")
-    code = folder_of(tmp_path, "--no-index\n--find-links wheels\nheavy\ntop_level_only_in_env\n")
+    keep(docker, "which", "2.0")
+    code = folder_of(tmp_path, "--no-index\n--find-links wheels\nheavy==${WHICH}\ntop_level_only_in_env\n")
     words = ("training", "run", "j", "-u", str(code), "--runner", "docker", "--image", BASE, "--launch", "exec")
+    words += ("-S", "WHICH=which")
     output = docker(*words, "--", "show.py", "heavy", "torch")
     assert "found heavy 2.0 /run/launcher/environment/lib/python3" in output, output
     assert re.search(r"found torch \S+ /usr/", output) and "Installed 2 package(s)" in output

@@ -23,11 +23,19 @@ pytestmark = pytest.mark.timeout(1500)  # The first test waits for the base imag
 
 KEPT = "canary-kept & 'quoted' $HOME `id`\n second line \\n ends\twith spaces  "
 GIVEN = "canary-given-by-env-0123"
+FILED = "canary-in-a-file\n'of two lines'\n"
 JOB = """
-import hashlib, os, pathlib, sys, time
+import base64, hashlib, os, pathlib, sys, time
 for name in ("WANDB_API_KEY", "HF_TOKEN", "PLAIN"):
     print(name, hashlib.sha256(os.environ[name].encode()).hexdigest(), flush=True)
 print("left", sorted(each.name for each in pathlib.Path("/run/launcher/secrets/values").iterdir()), flush=True)
+print("files", os.listdir("/run/launcher/secrets/files"), os.listdir("/run/launcher/files"), flush=True)
+file = pathlib.Path(os.environ["KEY"])
+print("file", file, oct(file.stat().st_mode), file.stat().st_uid == os.getuid(), hashlib.sha256(file.read_bytes()).hexdigest())
+print("memory", [line.split()[2] for line in open("/proc/mounts") if line.split()[1] == str(file.parent)])
+print("core", [line.split()[4:6] for line in open("/proc/self/limits") if "core" in line])
+kept = os.environ["WANDB_API_KEY"]
+print("print", kept.strip(), base64.b64encode(kept.strip().encode()).decode(), file=sys.stderr, flush=True)
 print("shell", [name for name in ("file", "value") if name in os.environ], flush=True)
 while not pathlib.Path("/output-checkpoint/go").exists():
     time.sleep(0.05)
@@ -58,9 +66,19 @@ def code() -> Iterator[Path]:
 )
 def test_the_job_has_it_and_nobody_else(docker: Launcher, code: Path, user: str, command: str) -> None:
     keep(docker, "wandb", KEPT)
-    docker.env["HF_TOKEN"] = GIVEN
+    docker.env |= {"HF_TOKEN": GIVEN, "KEY_BYTES": FILED}
     words = ["training", "run", "j", "--runner", "docker", "--image", BASE, "--work-dir", str(code)]
-    words += ["-S", "WANDB_API_KEY=wandb", "-E", "HF_TOKEN", "-E", "PLAIN=seen", *(["--user", user] if user else [])]
+    words += [
+        "-S",
+        "WANDB_API_KEY=wandb",
+        "-E",
+        "HF_TOKEN",
+        "-E",
+        "PLAIN=seen",
+        "--secret-file",
+        "KEY=env:KEY_BYTES",
+        *(["--user", user] if user else []),
+    ]
     process = docker.start(*words, "--", *shlex.split(command))
     said: list[str] = []
     try:
@@ -72,7 +90,8 @@ def test_the_job_has_it_and_nobody_else(docker: Launcher, code: Path, user: str,
         folder = docker.job("j")
         name = f"launcher-{folder.name}"
         shown = run(docker, "inspect", name).stdout
-        shown += run(docker, "top", name, "-eo", "args").stdout + run(docker, "logs", name).stdout
+        logs = run(docker, "logs", name)
+        shown += run(docker, "top", name, "-eo", "args").stdout + logs.stdout + logs.stderr
         pids = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
         for path in pids:
             try:
@@ -89,6 +108,9 @@ def test_the_job_has_it_and_nobody_else(docker: Launcher, code: Path, user: str,
     lines = "".join(said).splitlines()
     assert f"WANDB_API_KEY {digest(KEPT)}" in lines and f"HF_TOKEN {digest(GIVEN)}" in lines
     assert f"PLAIN {digest('seen')}" in lines and '"PLAIN=seen"' in shown
+    assert "files [] ['KEY']" in lines and "memory ['tmpfs']" in lines and "core [['1', '1']]" in lines
+    assert f"file /run/launcher/files/KEY 0o100400 True {digest(FILED)}" in lines
+    assert "print [secret wandb] [secret wandb]" in lines
     assert "left []" in lines and "shell []" in lines
     kept = [
         path
@@ -96,7 +118,7 @@ def test_the_job_has_it_and_nobody_else(docker: Launcher, code: Path, user: str,
         if path.is_file() and "secrets" not in path.relative_to(docker.home).parts
     ]
     everything = shown + "".join(said) + "".join(path.read_text(errors="replace") for path in kept)
-    for secret in (KEPT, GIVEN):
+    for secret in (KEPT, GIVEN, FILED):
         for form in (
             secret,
             base64.b64encode(secret.encode()).decode(),

@@ -135,7 +135,7 @@ def test_a_folders_commit_and_what_was_not_committed(launcher: Launcher, tmp_pat
         return found["spec"]["lineage"]
 
     clean = lineage("clean")
-    assert (clean["commit"], clean["repository"]) == (wanted, "https://me@git.example.invalid/mine")
+    assert (clean["commit"], clean["repository"]) == (wanted, "https://git.example.invalid/mine")
     assert not clean.get("changes")
     found = [source.state(str(folder), os.environ).changes]
     for name, text in (
@@ -237,6 +237,7 @@ def test_access_denied_is_said_as_such(launcher: Launcher, server: GitServer, co
         ("git://git.example.invalid/x", "", "not by git"),
         ("ftp://git.example.invalid/x", "", "not by ftp"),
         ("https://me:pass@git.example.invalid/x", "", "holds a password"),
+        ("https://ghp_0123456789@git.example.invalid/x", "", "holds a password"),
         ("https://[bad/x", "", "Invalid IPv6 URL"),
         ("http://git.example.invalid/x", TOKEN, "is for https"),
         ("git@git.example.invalid:x", TOKEN, "is for https"),
@@ -331,7 +332,7 @@ def test_ctrl_c_ends_it_while_the_server_does_not_answer(launcher: Launcher, ser
     output = process.communicate(timeout=30)[0]
     print(f"ended {time.monotonic() - started:.2f} s after Ctrl-C")
     assert process.returncode == 75 and "Stopped by SIGINT before the job started" in output, output
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
 
 
 def lfs_repository(folder: Path) -> None:

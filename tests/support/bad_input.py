@@ -125,7 +125,7 @@ VALUES = [
     C(f"{RUN} --keep lsat=3 {TRUE}", 64, "no rule 'lsat'", "did you mean last?"),
     C(f"{RUN} --env 9NOT_SET_HERE {TRUE}", 64, "the variable is not set here", "--env 9NOT_SET_HERE=VALUE"),
     C(f"{RUN} --env =3 {TRUE}", 64, "'' is no name of a variable", HELP),
-    C(f"{RUN} --secret = {TRUE}", 64, "--secret =", "--secret VARIABLE=NAME"),
+    C(f"{RUN} --secret = {TRUE}", 64, "--secret =", "write VARIABLE=NAME"),
     C(f"{RUN} --env A=1 --secret A=hf-token {TRUE}", 64, "--env and --secret both set A", HELP),
     C(f"{RUN} --keep '' --resume '' {TRUE}", 64, "2 mistakes", "--resume is empty"),
     C(f"{RUN} --image '' --runner docker {TRUE}", 64, "--image is empty", HELP),
@@ -387,6 +387,10 @@ DATASETS = [
 ]
 
 JOBS = [
+    C(f"{RUN} -S A=env:NOT_SET_HERE {TRUE}", 66, "NOT_SET_HERE", ""),
+    C(f"{RUN} -S A=file:{{w}}/nowhere {TRUE}", 66, "{w}/nowhere", ""),
+    C(f"{RUN} --secret-file A=hf-tokne {TRUE}", 66, "No secret 'hf-tokne'", "hf-token"),
+    C(f"{RUN} --secret-file = {TRUE}", 64, "--secret-file =", "write VARIABLE=NAME"),
     C("training fecth ft_01", 64, "No such command 'fecth'", "'fetch'"),
     C("training fetch ft_10", 66, "No job 'ft_10'", "Nearest names: ft_01"),
     C("training fetch ft_01 --destination /proc/x", 73, "/proc/x", ""),

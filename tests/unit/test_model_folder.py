@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from launcher import model_folder
@@ -61,16 +62,11 @@ def test_a_chat_template_is_found_in_either_place(tmp_path: Path) -> None:
 
 def test_a_container_publishes_its_port_on_the_address_that_was_asked_for() -> None:
     def request(**more: object) -> dict[str, object]:
-        plain = dict.fromkeys(("image", "name", "job_id", "work_dir", "output", "logs", "agent", "user"), "x")
-        words = plain | {
-            "command": (),
-            "env": {},
-            "inputs": (),
-            "writable": (),
-            "network": "",
-            "shm_size": 1,
-            "gpus": 0,
-        }
+        needed = [
+            name for name, each in inspect.signature(docker.plan).parameters.items() if each.default is each.empty
+        ]
+        words = dict.fromkeys(needed, "x") | {"command": (), "env": {}, "inputs": (), "writable": (), "network": ""}
+        words |= {"shm_size": 1, "gpus": 0}
         return docker.plan(**(words | more))  # type: ignore[arg-type]
 
     assert "ports" not in request()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.checkpoint.manifest import Facts
+from launcher.errors import AccessDenied
 from launcher.ids import first_id, new_id
 from launcher.store import catalog, gc, layout, removal, summary
 from launcher.store.store import Store
+from launcher.transfer.object_store import ObjectStore
 from tests.support.commits import commit, manifest, open_store, upload
 
 
@@ -39,8 +42,10 @@ def remove_all(store: Store, prefix: str) -> None:
 
 
 def test_a_summary_says_what_the_manifest_says(store: Store) -> None:
-    made = commit(store, "j/a", {"x": b"12345"}, job="j", facts=Facts(step=7))
+    parents = (new_id(), new_id())
+    made = commit(store, "j/a", {"x": b"12345"}, job="j", facts=Facts(step=7), parents=parents)
     (found,) = catalog.refresh(store).summaries()
+    assert found.parents == parents
     assert found == summary.of_manifest(made.manifest, 1)
     assert (found.name, found.version, found.size, found.step, found.job) == ("j/a", 1, 5, 7, "j")
 
@@ -89,6 +94,33 @@ def test_a_damaged_segment_is_passed_over(store: Store, tmp_path: Path, monkeypa
     assert listed(node(store, tmp_path, "last")) == truth(store)
 
 
+class _NoCatalog:
+    """A place whose rules let nobody write below catalog/."""
+
+    def __init__(self, place: ObjectStore) -> None:
+        self._place = place
+
+    def put(self, key: str, body: bytes) -> None:
+        if key.startswith("catalog/"):
+            raise AccessDenied(what=key, cause="a rule of the test")
+        self._place.put(key, body)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._place, name)
+
+
+def test_who_may_not_write_the_catalog_commits_and_lists(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_COMPACT_FROM", 2)
+    for number in range(5):
+        commit(store, "n", {"x": b"%d" % number})
+    limited = Store(_NoCatalog(store.place), timeout=1, threads=2, index=str(tmp_path / "limited" / "manifests"))
+    commit(limited, "n", {"x": b"another"})
+    assert listed(limited) == truth(store) == listed(store)
+    assert len(listed(limited)) == 6
+
+
 def test_a_copy_of_a_store_that_was_replaced_is_not_used(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"), index=str(tmp_path / "a" / "manifests"))
     commit(store, "old", {"x": b"1"})
@@ -134,6 +166,22 @@ def test_a_change_that_was_written_late_brings_nothing_back(store: Store) -> Non
     catalog.committed(store, found.manifest, 1)
     assert listed(store) == truth(store) == []
     assert old == found.manifest.id
+
+
+def test_a_checkpoint_that_is_named_late_has_its_version(store: Store, tmp_path: Path) -> None:
+    """Its writer died before the name, long ago; gc names it when it is older than the margin."""
+    made = old_commit(store, "n", 30)
+    number = layout.version("n", 1)
+    body = store.get(number)
+    store.place.delete([number, *(entry.key for entry in store.listing(layout.CHANGES))])
+    assert listed(node(store, tmp_path, "early")) == [(made, None)] == truth(node(store, tmp_path, "x"))
+    old_commit(store, "other", 20)
+    early = node(store, tmp_path, "early")
+    assert listed(early) == truth(node(store, tmp_path, "y"))
+    assert catalog.refresh(early).until > 0, "what was before is older than the margin now"
+    store.place.put(number, body)
+    gc.collect(store, older=1e9)
+    assert listed(early) == truth(node(store, tmp_path, "z")) and (made, 1) in listed(early)
 
 
 def test_gc_writes_down_what_was_never_told(store: Store, tmp_path: Path) -> None:

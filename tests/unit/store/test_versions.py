@@ -129,3 +129,15 @@ def test_the_clock_is_the_stores(tmp_path: Path) -> None:
     store.prepare()
     before = os.stat(tmp_path / "store").st_mtime
     assert store.now() >= before - 1 and store.listing(layout.CLOCK) == []
+
+
+def test_the_version_of_an_id_is_found_among_many_by_few_reads(store: Store) -> None:
+    made = [commit(store, "n", {"x": b"%d" % number}) for number in range(60)]
+    late = new_id()
+    made += [commit(store, "n", {"x": b"%d" % number}) for number in range(60, 63)]
+    store.commit(manifest("n", upload(store, {"x": b"late"}, late), late))
+    for position in (0, 30, 59, 62):
+        other = Store(store.place, timeout=60)
+        assert other.resolve(made[position].manifest.id).version == position + 1
+        assert len(other._bodies) <= 10, "overtaken by three, and found by halves all the same"
+    assert Store(store.place, timeout=60).resolve(late).version == 64
