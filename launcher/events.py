@@ -121,15 +121,23 @@ class Console:
 
     _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "debug": "\x1b[2m"}
 
-    def __init__(self, stream: IO[str] | None = None, form: str = "auto", redactor: Redactor | None = None) -> None:
+    def __init__(
+        self,
+        stream: IO[str] | None = None,
+        form: str = "auto",
+        redactor: Redactor | None = None,
+        *,
+        verbose: bool = False,
+    ) -> None:
         self._stream = stream or sys.stderr
         self._json = form == "json"
+        self._verbose = verbose
         self._colour = form == "auto" and self._stream.isatty()
         self._redactor = redactor or Redactor()
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        if event.level == "debug" and not self._json:
+        if event.level == "debug" and not (self._json or self._verbose):
             return
         event = self._redactor.event(event)
         if self._json:

@@ -53,7 +53,7 @@ def run(
     `stream`: where the launcher's own lines go, if not to stderr. Raises LauncherError for what is wrong before that."""
     given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
-    console = Console(stream, form=settings.log_format, redactor=redactor)
+    console = Console(stream, form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
     with health.served(spec):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from launcher.checkpoint import formats, paths, policy, safety
 from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Ready
 from launcher.checkpoint.policy import Policy
 from launcher.checkpoint.tree import Folder
-from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
+from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError, of_os
 from launcher.events import Emit, event
 from launcher.inputs.cache import NodeCache, fetch_files
 from launcher.inputs.selection import Selection
@@ -218,6 +217,8 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     """
     found = store.resolve(ref)
     manifest = found.manifest
+    if destination == "":
+        raise UsageError(what="--destination is empty.", hint="Leave it out where ./<name> is meant.")
     target = Path(os.path.abspath(destination or manifest.name.rpartition("/")[2]))
     partial = target.with_name(f"{target.name}.part")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -230,7 +231,5 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
             fetch_files(store, manifest, partial, threads=threads, on_bytes=progress, writable=True)
         partial.replace(target)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessDenied(what=str(target), cause=error.strerror) from error
-        raise LocalResourceError(what=f"{target} cannot be written: {error.strerror}.") from error
+        raise of_os(error, str(target)) from error
     return str(target), found

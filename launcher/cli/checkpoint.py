@@ -140,10 +140,10 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
       launcher checkpoint fetch job:ft_01/checkpoint-500 --destination ./result
     """
     from launcher import push as pushing
-    from launcher.events import Console
+    from launcher.cli.context import console
 
-    settings, _ = current(ctx)
-    target, found = pushing.fetch(open_store(ctx), ref, destination, threads=settings.transfer_threads, emit=Console())
+    threads = current(ctx)[0].transfer_threads
+    target, found = pushing.fetch(open_store(ctx), ref, destination, threads=threads, emit=console(ctx))
     click.echo(f"Fetched {found.label} to {target}")
 
 

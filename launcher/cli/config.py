@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 from launcher.cli.context import json_option, print_json, print_table
+
+_BEFORE = "The exit code is the job's own (128+n where signal n ended it). launcher's own failures:"
+_AFTER = (
+    "64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is. It also has the class of a"
+    " failure, the rank that failed first and its traceback; `launcher training inspect NAME` shows them. 130: Ctrl-C; 141:"
+    " nobody read the output any more."
+)
 
 
 @click.group("config")
@@ -50,12 +59,10 @@ def help_topics(topic: str) -> None:
         [str(error.exit_code), error.kind, "yes" if error.retryable else "no", _first(error.__doc__)]
         for error in tree()
     ]
-    click.echo("The exit code is the job's own (128+n where signal n ended it). launcher's own failures:\n")
+    width = shutil.get_terminal_size().columns
+    click.echo(click.wrap_text(_BEFORE, width) + "\n")
     print_table(["CODE", "KIND", "RETRY", "MEANING"], sorted(rows, key=lambda row: (int(row[0]), row[1])), empty="")
-    click.echo(
-        "\n64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is. It also has the class of"
-    )
-    click.echo("a failure, the rank that failed first and its traceback; `launcher training inspect NAME` shows them.")
+    click.echo("\n" + click.wrap_text(_AFTER, width))
 
 
 @click.command()

@@ -67,6 +67,8 @@ def push(
     from launcher.text import size
 
     datasets.check_name(name)
+    if "" in files:
+        raise UsageError(what="--file is empty.")
     if bool(files) == bool(source_path) or bool(storage) != bool(source_path):
         raise UsageError(
             what="Say once where the data is: --file SRC[=DEST], which may be repeated,"

@@ -16,6 +16,7 @@ from launcher.cli.fetching import fetch
 from launcher.cli.flexai import debug_ssh, foreign_options, translated
 from launcher.cli.jobs import inspect, list_jobs
 from launcher.cli.logs import logs
+from launcher.cli.mistakes import JobCommand
 from launcher.cli.plan import show_plan
 from launcher.cli.retry import retry
 from launcher.errors import UsageError
@@ -188,7 +189,7 @@ def _run(ctx: click.Context, asked: Callable[[dict[str, str]], JobSpec], *, deta
 
 
 def _run_command(kind: str) -> click.Command:
-    @click.command("run")
+    @click.command("run", cls=JobCommand)
     @click.argument("name")
     @job_options
     @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")

@@ -6,10 +6,14 @@ import ast
 import inspect
 import json
 import re
+import sys
 import textwrap
+import types
+import typing
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import msgspec
@@ -19,8 +23,9 @@ from launcher.checkpoint import manifest
 from launcher.errors import LauncherError, tree
 from launcher.job import record, restarts, spec, states
 from launcher.store import protection, reading, removal, tags
-from tests.support import commands
+from tests.support import commands, documents
 from tests.support.cli import ROOT
+from tests.support.documents import DOCUMENTS
 
 COMMANDS = ROOT / "docs/commands.md"
 ERRORS = ROOT / "docs/errors.md"
@@ -28,6 +33,7 @@ SETTINGS = ROOT / "docs/settings.md"
 STORE_FORMAT = ROOT / "docs/store-format.md"
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 VERDICT = ROOT / "docs/verdict.md"
+JSON = ROOT / "docs/json.md"
 JOBS = ROOT / "docs/jobs.md"
 SCHEMA = ROOT / "docs/result.schema.json"
 
@@ -38,7 +44,8 @@ def errors_page() -> str:
         "# Exit codes and errors",
         "",
         "The exit code is the job's own: 0 to 255 as it was, 128+n where signal n ended it, 127 where its program does not",
-        "exist, 126 where it cannot be executed. The codes below are the launcher's own failures. 64 to 78 can be a job's code",
+        "exist, 126 where it cannot be executed. 130 is Ctrl-C, 141 that nobody read the output any more. The codes below are",
+        "the launcher's own failures. 64 to 78 can be a job's code",
         "too: `origin` in the job's `result.json` tells whose it is. A job's failure is never masked, and its success never",
         "hides a lost checkpoint. With `--json` an error is one object: `error` (its kind), `message`, `hint`, `exit_code`.",
         "",
@@ -225,6 +232,83 @@ def _filled(path: Path, **blocks: list[str]) -> str:
     return page
 
 
+def json_page() -> str:
+    """What every command prints with --json, from the types that the tests hold it to."""
+    lines = [
+        "# JSON",
+        "",
+        "With `--json` a command prints one JSON document on stdout, in UTF-8, and everything else on stderr. Keys are only ever",
+        "added: ignore those that you do not know. Sizes are bytes, times Unix seconds. Where a command fails, the document",
+        "is an [Error](#error), and the exit code says so as well; `verify`, `check` and `doctor` have a code of their own for",
+        "what they found, with the document below. A job's end for machines is its `result.json` ([verdict.md](verdict.md)).",
+        "",
+        "| Command | Document |",
+        "|---|---|",
+        *(f"| `launcher {command}` | {_shape(shape)} |" for command, shape in DOCUMENTS.items()),
+    ]
+    for found in _structs([documents.Error, *DOCUMENTS.values()]):
+        lines += [
+            "",
+            f"## {found.__name__}",
+            "",
+            " ".join((found.__doc__ or "").split()),
+            "",
+            "| Key | Type | Meaning |",
+        ]
+        lines += ["|---|---|---|"]
+        meanings = {
+            key: text
+            for each in reversed(found.__mro__)
+            if issubclass(each, msgspec.Struct) and each.__module__ != "msgspec"
+            for key, _, text in _fields(sys.modules[each.__module__], each.__name__)
+        }
+        hints = typing.get_type_hints(found)
+        for field in msgspec.structs.fields(found):
+            absent = not field.required and found.__struct_config__.omit_defaults
+            shape = _shape(hints[field.name]) + (", may be absent" if absent else "")
+            lines.append(f"| `{field.encode_name}` | {shape} | {meanings.get(field.name, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _structs(hints: Iterable[Any]) -> list[type[msgspec.Struct]]:
+    """Every struct in types and in their fields, each once, in the order of their first mention."""
+    found: dict[type[msgspec.Struct], None] = {}
+    todo = list(hints)
+    while todo:
+        hint = todo.pop(0)
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            if hint not in found:
+                found[hint] = None
+                todo = list(typing.get_type_hints(hint).values()) + todo
+        else:
+            todo = list(typing.get_args(hint)) + todo
+    return list(found)
+
+
+def _shape(hint: Any) -> str:
+    """A type in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _shape(inner[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{each}`" for each in inner if each)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_shape(each) for each in inner)
+    if origin in (list, tuple):
+        several = [each for each in inner if each is not Ellipsis]
+        return f"list of {_shape(several[0])}" if len(several) == 1 else f"[{', '.join(map(_shape, several))}]"
+    if origin is dict:
+        return f"object of {_shape(inner[1])} by name"
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    return _WORDS[hint]
+
+
+_WORDS = {
+    str: "text", int: "whole number", float: "number", bool: "`true`, `false`", type(None): "`null`", Any: "any",
+}  # fmt: skip
+
+
 def _type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{each}`" for each in field["enum"] if each)
@@ -266,6 +350,7 @@ PAGES = {
     COMMANDS: commands_page,
     ERRORS: errors_page,
     JOBS: jobs_page,
+    JSON: json_page,
     SCHEMA: schema_page,
     SETTINGS: settings_page,
     STORE_FORMAT: store_format_page,

@@ -21,8 +21,9 @@ KINDS = {
     "manifest-invalid", "digest-mismatch", "unsafe-path", "format-broken", "input-changed", "store", "store-unavailable",
     "store-unsupported", "commit-unknown", "collection-incomplete", "local-resource", "no-space", "mount-failed",
     "lock-timeout", "engine-unavailable", "too-few-accelerators", "access-denied", "preempted", "command-not-found",
-    "command-not-executable", "object-damaged", "unsafe-pickle", "archive-refused", "still-running", "dataset-not-found",
-    "requirements-failed", "repository-unavailable", "tag-moved", "not-ready", "port-taken", "server-silent",
+    "command-not-executable", "object-damaged", "record-damaged", "unsafe-pickle", "archive-refused", "still-running",
+    "dataset-not-found", "requirements-failed", "repository-unavailable", "tag-moved", "not-ready", "port-taken",
+    "server-silent",
 }  # fmt: skip
 
 
