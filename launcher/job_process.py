@@ -65,7 +65,9 @@ def run(spec: JobSpec, *, store: str | None = None, on_event: OnEvent | None = N
     has `grace` seconds to save, and the launcher to store; then the exception goes on. A second Ctrl-C ends it at once. The job
     also ends, in its grace, when this process dies. May be called in any thread, and several times at once.
     """
-    spec = specs.load(msgspec.structs.asdict(spec), environ={})
+    default = msgspec.structs.asdict(JobSpec(name=""))
+    given = {key: value for key, value in msgspec.structs.asdict(spec).items() if value != default[key]}
+    spec = specs.load(given, environ={})
     if spec.runner not in ("process", "docker"):
         raise UsageError(what=f"runner {spec.runner!r} is for the command of that name; choose process or docker.")
     process, said = _start(_Task(spec, store, os.getpid()), echo=echo)
