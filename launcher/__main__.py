@@ -6,6 +6,7 @@ import sys
 
 def main() -> None:
     """Runs the command line, or the plain init where `launcher entrypoint` is asked for no more. Does not return."""
+    _open_streams()
     words = sys.argv[1:]
     if words[:1] == ["entrypoint"]:
         from launcher.runners import signals
@@ -19,6 +20,15 @@ def main() -> None:
     from launcher.cli import main as command_line
 
     command_line()
+
+
+def _open_streams() -> None:
+    """Opens what was closed of stdin, stdout and stderr: the next file, of a checkpoint maybe, would get its number and what is
+    printed."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, mode, closefd=False))
 
 
 if __name__ == "__main__":

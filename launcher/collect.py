@@ -66,7 +66,7 @@ def collect(
     what the spool holds keeps its ids, and what is in the store already is not stored again. Raises LauncherError.
     """
     redactor = Redactor.of_environment(dict(environ), secrets.values(settings.data_dir))
-    console = Console(form=settings.log_format, redactor=redactor)
+    console = Console(form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     prepared = volume.is_prepared(source)
     settings = volume.settings_of(source, settings) if prepared else settings
     output = volume.output(source) if prepared else source

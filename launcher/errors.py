@@ -10,6 +10,7 @@
     │   └── SourceNotFound                a path or URL that should hold a checkpoint
     ├── InvalidDataError             65
     │   ├── ManifestInvalid
+    │   ├── RecordDamaged                 what this machine keeps of a job
     │   ├── ObjectDamaged                 a name's version, a tombstone or a pin of the store
     │   ├── DigestMismatch
     │   ├── UnsafePath
@@ -45,8 +46,9 @@ message and hint; an instance carries the facts. `kind` is the class's stable na
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class LauncherError(Exception):
@@ -64,6 +66,17 @@ class LauncherError(Exception):
         self.hint = self.default_hint.format(**facts) if hint is None else hint
         super().__init__(self.text)
 
+    @staticmethod
+    def again(kind: str, text: str, hint: str) -> LauncherError:
+        """The error of a kind as another process raised it; its facts stay there."""
+        error = LauncherError.__new__(next((each for each in tree() if each.kind == kind), LauncherError))
+        error.facts, error.text, error.hint = {}, text, hint
+        Exception.__init__(error, text)
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LauncherError.again, (self.kind, self.text, self.hint)
+
     def __str__(self) -> str:
         return f"{self.text}\n{self.hint}" if self.hint else self.text
 
@@ -73,6 +86,7 @@ class UsageError(LauncherError):
 
     kind = "usage"
     exit_code = 64
+    default_hint = "The command with --help shows its arguments and options, with examples."
 
 
 class SettingsError(LauncherError):
@@ -80,6 +94,7 @@ class SettingsError(LauncherError):
 
     kind = "settings"
     exit_code = 78
+    default_hint = "`launcher config show` lists every setting, its value and where that came from."
 
 
 class NotFoundError(LauncherError):
@@ -87,6 +102,7 @@ class NotFoundError(LauncherError):
 
     kind = "not-found"
     exit_code = 66
+    default_hint = "Check how it is written."
 
 
 class CheckpointNotFound(NotFoundError):
@@ -118,6 +134,7 @@ class SourceNotFound(NotFoundError):
 
     kind = "source-not-found"
     message = "{source}: {cause}"
+    default_hint = "Check the path or URL, and that it can be read from here."
 
 
 class InvalidDataError(LauncherError):
@@ -125,6 +142,7 @@ class InvalidDataError(LauncherError):
 
     kind = "invalid-data"
     exit_code = 65
+    default_hint = "Nothing of it is used. Choose another version (NAME@vN) or source."
 
 
 class ManifestInvalid(InvalidDataError):
@@ -143,6 +161,14 @@ class ObjectDamaged(InvalidDataError):
     default_hint = "`launcher checkpoint check` names everything that is damaged; other versions (NAME@vN) can be read."
 
 
+class RecordDamaged(InvalidDataError):
+    """What this machine keeps of a job is not what the launcher wrote."""
+
+    kind = "record-damaged"
+    message = "The record {path} of job {job!r} is damaged: {cause}."
+    default_hint = "`launcher training delete {job}` removes the job's folder here; its checkpoints stay in the store."
+
+
 class DigestMismatch(InvalidDataError):
     """Bytes read differ from the digest in the manifest."""
 
@@ -156,6 +182,7 @@ class UnsafePath(InvalidDataError):
 
     kind = "unsafe-path"
     message = "The path {path!r} cannot be part of a checkpoint: {cause}."
+    default_hint = "Rename it where it comes from, or leave it out."
 
 
 class ArchiveRefused(InvalidDataError):
@@ -171,6 +198,7 @@ class FormatBroken(InvalidDataError):
 
     kind = "format-broken"
     message = "{source} is not a whole checkpoint: {cause}."
+    default_hint = "`launcher checkpoint verify` says what is missing; save it again, or choose another one."
 
 
 class NotReady(InvalidDataError):
@@ -212,6 +240,7 @@ class StoreError(LauncherError):
     kind = "store"
     exit_code = 69
     message = "The store {store} failed: {cause}."
+    default_hint = "Check LAUNCHER_STORE; `launcher doctor` tries what a store must do."
 
 
 class StoreUnavailable(StoreError):
@@ -266,6 +295,7 @@ class LocalResourceError(LauncherError):
 
     kind = "local-resource"
     exit_code = 73
+    default_hint = "`launcher doctor` checks this machine; `launcher config show` says which folders are used."
 
 
 class NoSpace(LocalResourceError):
@@ -281,6 +311,7 @@ class MountFailed(LocalResourceError):
 
     kind = "mount-failed"
     message = "The input checkpoint could not be provided at {path}: {cause}."
+    default_hint = "`launcher doctor` shows which mounts work here; LAUNCHER_INPUT_GUARD chooses another way."
 
 
 class LockTimeout(LocalResourceError):
@@ -288,6 +319,7 @@ class LockTimeout(LocalResourceError):
 
     kind = "lock-timeout"
     message = "{what} is held by another launcher (waited {seconds:.0f} s)."
+    default_hint = "Wait until it has ended, then run the same command again."
 
 
 class EngineUnavailable(LocalResourceError):
@@ -328,6 +360,7 @@ class AccessDenied(LauncherError):
     kind = "access-denied"
     exit_code = 77
     message = "Access to {what} was refused: {cause}."
+    default_hint = "Check who you are here, the owner and mode of the folder, or the credentials."
 
 
 class TagMoved(LauncherError):
@@ -347,6 +380,7 @@ class Preempted(LauncherError):
     exit_code = 75
     retryable = True
     message = "Stopped by {signal} before the job started; nothing was run."
+    default_hint = "Run the same command again."
 
 
 class StillRunning(LauncherError):
@@ -365,6 +399,7 @@ class CommandNotFound(LauncherError):
     kind = "command-not-found"
     exit_code = 127
     message = "{command}: not found."
+    default_hint = "Check how it is written, PATH, and the first line (#!) where it is a script."
 
 
 class CommandNotExecutable(LauncherError):
@@ -373,6 +408,18 @@ class CommandNotExecutable(LauncherError):
     kind = "command-not-executable"
     exit_code = 126
     message = "{command}: cannot be executed: {cause}."
+    default_hint = "Check its mode (chmod +x) and its first line (#!)."
+
+
+def of_os(error: OSError, what: str = "") -> LauncherError:
+    """The error of a failed call of the system, which says what it failed for. `what`: where the call does not."""
+    what = what or str(error.filename or "Standard output or a file")
+    cause = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LocalResourceError(what=f"{what}: {cause}.", hint="Free some space there, or choose another place.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessDenied(what=what, cause=cause)
+    return LocalResourceError(what=f"{what}: {cause}.")
 
 
 def tree(root: type[LauncherError] = LauncherError) -> Iterator[type[LauncherError]]:

@@ -31,6 +31,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Emit = Callable[[Event], None]
+OnEvent = Callable[[Event], object]
+"""What a Python program is told of events with: by `run` in the caller's thread, else also in others."""
 
 
 def event(kind: str, text: str, level: Level = "info", **facts: Any) -> Event:
@@ -119,15 +121,23 @@ class Console:
 
     _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "debug": "\x1b[2m"}
 
-    def __init__(self, stream: IO[str] | None = None, form: str = "auto", redactor: Redactor | None = None) -> None:
+    def __init__(
+        self,
+        stream: IO[str] | None = None,
+        form: str = "auto",
+        redactor: Redactor | None = None,
+        *,
+        verbose: bool = False,
+    ) -> None:
         self._stream = stream or sys.stderr
         self._json = form == "json"
+        self._verbose = verbose
         self._colour = form == "auto" and self._stream.isatty()
         self._redactor = redactor or Redactor()
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        if event.level == "debug" and not self._json:
+        if event.level == "debug" and not (self._json or self._verbose):
             return
         event = self._redactor.event(event)
         if self._json:
@@ -143,6 +153,18 @@ class Console:
                 self._stream.flush()
             except (OSError, ValueError):
                 pass  # The terminal is gone; the record still has every event.
+
+
+class Caller:
+    """Passes events on to a Python program that uses the launcher as a library, and where it wants none keeps them to itself:
+    on its terminal nothing is drawn either."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event = on_event
+
+    def __call__(self, event: Event) -> None:
+        if self._on_event:
+            self._on_event(event)
 
 
 def to_all(*sinks: Emit) -> Emit:

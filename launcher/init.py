@@ -21,8 +21,11 @@ from launcher.runners.tree import TICK, Tree, become_subreaper
 
 _OPTIONS = ("--grace", "--rewrite", "--single-child")
 _VARIABLES = frozenset(
-    {"LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT", "LAUNCHER_DEVICE"}
-)
+    {
+        "LAUNCHER_GRACE", "LAUNCHER_REWRITE", "LAUNCHER_SINGLE_CHILD", "LAUNCHER_LOG_FORMAT", "LAUNCHER_VERBOSE",
+        "LAUNCHER_DEVICE",
+    }
+)  # fmt: skip
 """Those of its own options, and what says how a job would be run, not that one is (images set the device)."""
 _FOLDERS = {
     "FLEXAI_INPUT_CHECKPOINT_DIR": "/input-checkpoint",

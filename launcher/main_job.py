@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import IO
 
 import msgspec
 
@@ -29,6 +30,7 @@ from launcher.outputs.uploader import Stored, Task, Uploader
 from launcher.outputs.watcher import Watcher
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
 from launcher.restoring import Output, Resumed
+from launcher.result import Result
 from launcher.runners.signals import Signals
 from launcher.runners.stall import Watched
 from launcher.runners.stopping import Stops
@@ -45,12 +47,13 @@ def run(
     environ: Mapping[str, str],
     signals: Signals,
     also: Callable[[JobFolder], Emit] = lambda folder: silent,
-) -> Outcome:
-    """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder.
-    Raises LauncherError for what is wrong before that."""
+    stream: IO[str] | None = None,
+) -> Result:
+    """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder;
+    `stream`: where the launcher's own lines go, if not to stderr. Raises LauncherError for what is wrong before that."""
     given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
     redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
-    console = Console(form=settings.log_format, redactor=redactor)
+    console = Console(stream, form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)
     with health.served(spec):
@@ -62,15 +65,13 @@ def run(
         events = JsonLines(folder.path / "events.jsonl", redactor)
         health.record = record
         health.emit = to_all(console, events, health, attempts.noting(record, folder), also(folder))
-        outcome = _attempts(
-            Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit)
-        )
+        _attempts(Job(spec, settings, environ, store, folder, record, checked, stops, health, redactor, health.emit))
         health.phase = "ended"
-        report.finish(store, folder, record, health.emit, stops, copies=[settings.result_file])
+        result = report.finish(store, folder, record, health.emit, stops, copies=[settings.result_file])
         health.emit = console
         events.close()
         folder.close()
-        return outcome
+        return result
 
 
 def _open(

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from launcher.events import Emit, event
+from launcher.events import Caller, Emit, event
+from launcher.settings import process_environment, redraws
 from launcher.text import duration, size
 
 _FIRST, _EACH = 3.0, 10.0
@@ -54,7 +55,7 @@ class Progress:
         self.seconds = 0.0
 
     def __enter__(self) -> Progress:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and redraws(process_environment()) and not isinstance(self._emit, Caller)
         self._started = time.monotonic()
         self._next = self._started + _FIRST
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,12 @@ from launcher.checkpoint import formats, paths, policy, safety
 from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Ready
 from launcher.checkpoint.policy import Policy
 from launcher.checkpoint.tree import Folder
-from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError
+from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError, of_os
 from launcher.events import Emit, event
 from launcher.inputs.cache import NodeCache, fetch_files
 from launcher.inputs.selection import Selection
 from launcher.progress import Progress
+from launcher.settings import Settings
 from launcher.store.journal import Journal
 from launcher.store.store import Aborted, Checkpoint, Store
 from launcher.store.upload import Changed, upload_files
@@ -181,6 +181,35 @@ def push_remote(
         lease.release()
 
 
+def push_source(
+    store: Store,
+    name: str,
+    source: str,
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    selection: Selection,
+    force: bool,
+    emit: Emit,
+    parents: Sequence[str],
+    pickles: Policy,
+) -> Checkpoint:
+    """Stores what `source` names: a folder, a file, an archive, a URL, storage:NAME/PATH. See `push`."""
+    from launcher.inputs import remote
+
+    threads, data_dir = settings.transfer_threads, settings.data_dir
+    found = remote.of_text(source, selection, settings, environ)
+    if found:
+        return push_remote(
+            store, name, found, NodeCache.open(settings, emit), threads=threads, force=force, emit=emit, parents=parents,
+            pickles=pickles, data_dir=data_dir,
+        )  # fmt: skip
+    return push(
+        store, name, remote.local_path(source), threads=threads, force=force, emit=emit, parents=parents, pickles=pickles,
+        selection=selection, data_dir=data_dir,
+    )  # fmt: skip
+
+
 def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit: Emit) -> tuple[str, Checkpoint]:
     """Copies a checkpoint into a new or empty folder, every file verified; the folder appears whole, by one rename.
 
@@ -188,6 +217,8 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
     """
     found = store.resolve(ref)
     manifest = found.manifest
+    if destination == "":
+        raise UsageError(what="--destination is empty.", hint="Leave it out where ./<name> is meant.")
     target = Path(os.path.abspath(destination or manifest.name.rpartition("/")[2]))
     partial = target.with_name(f"{target.name}.part")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -200,7 +231,5 @@ def fetch(store: Store, ref: str, destination: str | None, *, threads: int, emit
             fetch_files(store, manifest, partial, threads=threads, on_bytes=progress, writable=True)
         partial.replace(target)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessDenied(what=str(target), cause=error.strerror) from error
-        raise LocalResourceError(what=f"{target} cannot be written: {error.strerror}.") from error
+        raise of_os(error, str(target)) from error
     return str(target), found

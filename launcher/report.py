@@ -274,21 +274,20 @@ def plain_files(folder: str) -> Iterator[tuple[str, str]]:
 
 def finish(
     store: Store, folder: JobFolder, record: JobRecord, emit: Emit, stops: Stops, *, copies: Iterable[str] = ()
-) -> None:
+) -> results.Result:
     """Writes record and result (the latter also to `copies`), prints the closing block, and keeps record, events and log with
     the store, while there is time for it."""
-    attempt = record.attempts[-1]
-    result = attempt.outcome
-    assert result
+    result = results.of_job(record)
     record.change(states.at_end(result), result.cause)
     try:
         folder.write(record)
-        results.write(results.of_job(record), str(folder.path / "result.json"), *copies)
+        results.write(result, str(folder.path / "result.json"), *copies)
     except OSError as error:
         emit(event("record-failed", f"The job's record cannot be written: {error}", "warning"))
     emit(event("job-ended", closing(store, record), "info" if result.code == 0 else "error", code=result.code))
     if not stops.within(lambda: _store(store, folder, record, emit), to_the_end=True):
         emit(event("record-pending", "The job's record is only on this machine: there was no more time", "warning"))
+    return result
 
 
 def _store(store: Store, folder: JobFolder, record: JobRecord, emit: Emit) -> None:

@@ -39,11 +39,14 @@ _BYTES = {"": 1, "B": 1} | {
     for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
 }
 
+_DIGITS = 15
+"""More than these are a mistake: 10 GB in bytes has 11, and a float says no more."""
+
 
 def parse_seconds(text: str) -> float:
     """`90s`, `1.5h`, `20` to seconds; ValueError says what would be right."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    if not match or match[2] not in _SECONDS:
+    if not match or match[2] not in _SECONDS or len(match[1]) > _DIGITS:
         raise ValueError(f"{text!r} is no duration; write 90s, 5m, 2h or a number of seconds")
     return float(match[1]) * _SECONDS[match[2]]
 
@@ -52,7 +55,7 @@ def parse_bytes(text: str) -> int:
     """`2GiB`, `500MB`, `1024` to bytes; K, M, G alone are binary. ValueError says what would be right."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     units = {unit.lower(): size for unit, size in _BYTES.items()}
-    if not match or match[2].lower() not in units:
+    if not match or match[2].lower() not in units or len(match[1]) > _DIGITS:
         raise ValueError(f"{text!r} is no size; write 512MiB, 2GiB or a number of bytes")
     return int(float(match[1]) * units[match[2].lower()])
 
@@ -101,7 +104,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     result_file: str = ""
     """Where a copy of each job's result.json goes, for a scheduler or script that waits for it."""
     log_format: typing.Literal["auto", "plain", "json"] = "auto"
-    """What the launcher itself prints on stderr."""
+    """What the launcher itself prints on stderr. auto: plain, with colours on a terminal, unless NO_COLOR or TERM=dumb is set."""
+    verbose: bool = False
+    """Says more: what is seen and captured, and with an error where in the code it came from."""
 
 
 Origins = dict[str, str]
@@ -137,7 +142,10 @@ def layered(kind: type[T], layers: Iterable[tuple[str, Mapping[str, Any]]], *, t
                 continue
             try:
                 converted = _convert(value, hints[name])
-            except (ValueError, msgspec.ValidationError) as error:
+            except msgspec.ValidationError as error:
+                mistakes.append(f"{where}: {_in_words(value, hints[name], error)}")
+                continue
+            except ValueError as error:
                 mistakes.append(f"{where}: {error}")
                 continue
             if name not in origins:
@@ -158,6 +166,30 @@ def _convert(value: Any, hint: Any) -> Any:
         elif unit and isinstance(value, str):
             value = parse_seconds(value) if unit == "seconds" else parse_bytes(_amount(value, unit))
     return msgspec.convert(value, hint, strict=not isinstance(value, str))
+
+
+def _in_words(value: Any, hint: Any, error: msgspec.ValidationError) -> str:
+    """What is wrong with a value, and what would be right."""
+    limits = {key: found for meta in getattr(hint, "__metadata__", ()) for key in ("ge", "le")
+              if (found := getattr(meta, key)) is not None}  # fmt: skip
+    plain = typing.get_args(hint)[0] if limits else hint
+    if plain in (int, float):
+        low, high = limits.get("ge"), limits.get("le")
+        span = f"from {low} to {high}" if high is not None else "" if low is None else f"of at least {low}"
+        return f"{value!r} is no {'whole ' if plain is int else ''}number {span}".rstrip()
+    if plain is bool:
+        return f"{value!r} is neither true nor false"
+    parts = [plain, *typing.get_args(plain)]
+    known = [str(each) for part in parts if typing.get_origin(part) is typing.Literal for each in typing.get_args(part)]
+    if known:
+        wrong = [each for each in (value if isinstance(value, (list, tuple)) else [value]) if str(each) not in known]
+        near = nearest(str(wrong[0]), known, 1) if wrong else []
+        tail = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{', '.join(map(repr, wrong))} is not one of {', '.join(known)}{tail}"
+    kind = {"str": "a text", "dict": "a mapping of keys to values", "tuple": "a list"}.get(
+        getattr(typing.get_origin(plain) or plain, "__name__", ""), ""
+    )
+    return f"{value!r} is not {kind}" if kind else str(error)
 
 
 def _amount(text: str, unit: str) -> str:
@@ -210,17 +242,18 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     names = [field.name for field in msgspec.structs.fields(Settings)]
     layers: list[tuple[str, Mapping[str, Any]]] = []
     if flags:
-        layers.append(("--{key}", {key: value for key, value in flags.items() if value is not None}))
+        given = {key: value for key, value in flags.items() if value not in (None, False)}
+        layers.append(("--{key}", given))
+        if empty := [f"--{key.replace('_', '-')} is empty" for key, value in given.items() if value == ""]:
+            raise SettingsError(what="; ".join(empty) + ".", hint="Leave it out where the default is meant.")
     layers.append(("LAUNCHER_{KEY}", environment("LAUNCHER_", names, env)))
     path = config_file(env)
     try:
-        if path.exists():
-            layers.append((str(path), read_yaml(path)))
+        if env.get("LAUNCHER_CONFIG") or os.path.lexists(path):
+            layers.append((f"{path}: {{key}}", read_yaml(path)))
         settings, origins = layered(Settings, layers)
     except Mistakes as error:
-        raise SettingsError(
-            what="; ".join(error.lines) + ".", hint="`launcher config show` lists every setting."
-        ) from error
+        raise SettingsError(what="; ".join(error.lines) + ".", hint="docs/settings.md lists every setting.") from error
     except ValueError as error:
         raise SettingsError(what=str(error)) from error
     return resolve_defaults(settings, env), origins
@@ -248,15 +281,37 @@ def resolve_defaults(settings: Settings, env: Mapping[str, str]) -> Settings:
         data_dir=os.path.abspath(os.path.expanduser(data)),
         cache_dir=os.path.abspath(os.path.expanduser(cache)),
         store=store if "://" in store else os.path.abspath(os.path.expanduser(store)),
+        log_format=settings.log_format if settings.log_format != "auto" or colours(env) else "plain",
     )
 
 
+def colours(env: Mapping[str, str]) -> bool:
+    """Whether a terminal may be written on in colours: NO_COLOR (no-color.org) and TERM=dumb say no."""
+    return not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+
+
+def redraws(env: Mapping[str, str]) -> bool:
+    """Whether a line of a terminal may be written again, as progress bars do: not where TERM=dumb, and not where CI is set, as
+    the output is then read as a log."""
+    return env.get("TERM") != "dumb" and not env.get("CI")
+
+
 def _user_folder(env: Mapping[str, str], variable: str, linux: str, mac: str) -> Path:
-    home = Path(env.get("HOME") or os.path.expanduser("~"))
+    home = Path(env.get("HOME") or _home())
     base = env.get(variable)
     if base and os.path.isabs(base):
         return Path(base) / "launcher"
     return home / (mac if sys.platform == "darwin" else linux) / "launcher"
+
+
+def _home() -> str:
+    """The home folder of this user in the user database; of one who is not there, none that exists."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return "/nonexistent"
 
 
 def _usable(machine: str, user: Path, env: Mapping[str, str]) -> str:
@@ -294,6 +349,7 @@ __all__ = [
     "Seconds",
     "Settings",
     "Share",
+    "colours",
     "config_file",
     "environment",
     "layered",
@@ -304,5 +360,6 @@ __all__ = [
     "parse_share",
     "process_environment",
     "read_yaml",
+    "redraws",
     "resolve_defaults",
 ]

@@ -84,7 +84,7 @@ def load(data_dir: str, name: str) -> Storage:
         near = nearest(name, (each.name for each in every(data_dir)))
         raise NotFoundError(
             what=f"No storage {name!r} is known here.",
-            hint=f"Did you mean {', '.join(near)}?" if near else "`launcher storage create` makes one.",
+            hint=f"Nearest names: {', '.join(near)}" if near else "`launcher storage create` makes one.",
         ) from error
     except msgspec.DecodeError as error:
         raise SettingsError(

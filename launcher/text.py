@@ -40,4 +40,6 @@ def ago(then: float, now: float | None = None) -> str:
 
 def printable(text: str) -> str:
     """Text for a terminal: control characters and undecodable bytes escaped, so that a name cannot write on it."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

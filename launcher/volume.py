@@ -81,7 +81,7 @@ def fill(
     """
     redactor = Redactor.of_environment(dict(environ), secrets.values(settings.data_dir))
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals())
-    console = Console(form=settings.log_format, redactor=redactor)
+    console = Console(form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     store = Store.open(settings, environ)
     _make_folders(volume)
     inside = msgspec.structs.replace(settings_of(volume, settings), cache_dir=cache or str(volume / "cache"))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
+import io
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from launcher import __version__
-from launcher.errors import LauncherError
-
-if TYPE_CHECKING:
-    from launcher.events import Redactor
 
 _GROUPS = {
     "training": ("launcher.cli.training", "group", "Start training jobs and look at them."),
@@ -34,6 +29,15 @@ _GROUPS = {
     "help": ("launcher.cli.config", "help_topics", "Read about exit codes and errors."),
     "completion": ("launcher.cli.config", "completion", "Print the shell completion script."),
 }
+
+_FOREIGN = {
+    "auth": "Nobody signs in: storages have secrets (launcher secret, launcher storage), clouds their usual credentials.",
+    "code-registry": "A job names its repository: training run … --repository-url URL [--repository-token-secret NAME].",
+    "source": "A job names its repository: training run … --repository-url URL --repository-revision REV.",
+}
+"""FlexAI's groups of commands that have no counterpart, and what to do instead."""
+_CLOSED = 141
+"""The exit code where nobody reads the output any more (`launcher … | head`): 128 + SIGPIPE, as other programs have."""
 
 
 class _Lazy(click.Group):
@@ -55,6 +59,10 @@ class _Lazy(click.Group):
         if args and args[0] not in _GROUPS:
             import difflib
 
+            if args[0] in _FOREIGN:
+                from launcher.errors import UsageError
+
+                raise UsageError(what=f"There is no {args[0]!r} here.", hint=_FOREIGN[args[0]])
             near = difflib.get_close_matches(args[0], _GROUPS, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
@@ -74,61 +82,46 @@ class _Lazy(click.Group):
 @click.option(
     "--log-format", type=click.Choice(["auto", "plain", "json"]), help="How launcher's own lines look on stderr."
 )
+@click.option("-v", "--verbose", is_flag=True, help="Say more, and with an error where in the code it came from.")
 @click.pass_context
-def cli(ctx: click.Context, store: str | None, log_format: str | None) -> None:
+def cli(ctx: click.Context, store: str | None, log_format: str | None, verbose: bool) -> None:
     """Starts a training, fine-tuning or inference job from a checkpoint, and brings every checkpoint it writes back."""
-    ctx.obj = {"store": store, "log_format": log_format}
+    from launcher import settings  # Not before: --help and completion need none of it.
+
+    if not settings.colours(settings.process_environment()):
+        ctx.color = False
+    ctx.obj = {"store": store, "log_format": log_format, "verbose": verbose}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program: runs the command line and exits with a code that means something (launcher help exit-codes)."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A name that the terminal cannot show is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(words: list[str]) -> int:
+    output = sys.stdout
     try:
         code = cli.main(words, prog_name="launcher", standalone_mode=False)
         sys.stdout.flush()
+        return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         click.echo("Aborted.", err=True)
-        code = 130
+        return 130
     except KeyboardInterrupt:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = 64
-    except LauncherError as error:
-        _show(error, words)
-        code = error.exit_code
+        return 130
+    except SystemExit:
+        if sys.stdout is output:
+            raise
+        return _CLOSED  # click noticed, and put a stream there that does not complain; its code, 1, could be a job's.
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `launcher … | head`: no traceback at exit
-        code = 141
-    except Exception:  # A bug of ours must not look like a job's own code 1.
-        import traceback
+        from launcher.cli.mistakes import drop_output
 
-        click.echo(_redactor().text(f"launcher: this is a bug, please report it:\n{traceback.format_exc()}"), err=True)
-        code = LauncherError.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+        drop_output()
+        return _CLOSED
+    except Exception as error:
+        from launcher.cli.mistakes import show
 
-
-def _show(error: LauncherError, words: list[str]) -> None:
-    clean = _redactor().text
-    text, hint = clean(error.text), clean(error.hint)
-    if "--json" in words:
-        import json
-
-        detail = {"error": error.kind, "message": text, "hint": hint, "exit_code": error.exit_code}
-        click.echo(json.dumps(detail))
-        return
-    click.echo(click.style("launcher: error: ", fg="red") + text, err=True)
-    if hint:
-        click.echo(f"  {hint}", err=True)
-
-
-def _redactor() -> Redactor:
-    from launcher import secrets, settings
-    from launcher.events import Redactor
-
-    environ = settings.process_environment()
-    try:
-        kept = secrets.values(settings.load({}, environ)[0].data_dir)
-    except LauncherError:  # The settings are what is wrong.
-        kept = []
-    return Redactor.of_environment(environ, kept)
+        return show(error, words)

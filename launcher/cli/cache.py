@@ -16,7 +16,12 @@ def group() -> None:
 @json_option
 @click.pass_context
 def list_entries(ctx: click.Context, as_json: bool) -> None:
-    """Lists what is in the cache, the least recently used first: that goes first when room is needed."""
+    """Lists what is in the cache, the least recently used first: that goes first when room is needed.
+
+    \b
+    Example:
+      launcher cache list
+    """
     from launcher.inputs.cache import NodeCache
     from launcher.text import ago, size
 
@@ -79,7 +84,12 @@ def prune(ctx: click.Context, limit: str | None, everything: bool, dry_run: bool
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, as_json: bool) -> None:
-    """Reads every byte of the cache; an entry that is not what was downloaded is removed. Exit code 65 if one was."""
+    """Reads every byte of the cache; an entry that is not what was downloaded is removed. Exit code 65 if one was.
+
+    \b
+    Example:
+      launcher cache verify
+    """
     from launcher.inputs.cache import NodeCache
 
     cache = NodeCache.open(current(ctx)[0])

@@ -103,8 +103,6 @@ def push(
     from launcher import push as pushing
     from launcher.cli.context import console
     from launcher.errors import UsageError
-    from launcher.inputs import remote
-    from launcher.inputs.cache import NodeCache
     from launcher.inputs.selection import Selection
 
     settings, environ = current(ctx)
@@ -113,21 +111,12 @@ def push(
         raise UsageError(
             what="Say once where the checkpoint is: --file SOURCE, or --storage-provider STORAGE --source-path PATH."
         )
-    selection = Selection(include, exclude, only)
-    found = remote.of_text(f"storage:{storage}/{source}" if storage else source, selection, settings, environ)
-    store, emit = open_store(ctx), console(ctx)
-    how: dict[str, Any] = {
-        "threads": settings.transfer_threads,
-        "force": force,
-        "emit": emit,
-        "parents": [store.resolve(each).manifest.id for each in parents],
-        "pickles": pickles,
-        "data_dir": settings.data_dir,
-    }
-    if found:
-        pushed = pushing.push_remote(store, name, found, NodeCache.open(settings, emit), **how)
-    else:
-        pushed = pushing.push(store, name, remote.local_path(source), selection=selection, **how)
+    store = open_store(ctx)
+    pushed = pushing.push_source(
+        store, name, f"storage:{storage}/{source}" if storage else source, settings, environ,
+        selection=Selection(include, exclude, only), force=force, emit=console(ctx),
+        parents=[store.resolve(each).manifest.id for each in parents], pickles=pickles,
+    )  # fmt: skip
     completing.learn(store)
     if as_json:
         print_json(as_document(pushed) | {"repeated": pushed.repeated})
@@ -151,10 +140,10 @@ def fetch(ctx: click.Context, ref: str, destination: str | None) -> None:
       launcher checkpoint fetch job:ft_01/checkpoint-500 --destination ./result
     """
     from launcher import push as pushing
-    from launcher.events import Console
+    from launcher.cli.context import console
 
-    settings, _ = current(ctx)
-    target, found = pushing.fetch(open_store(ctx), ref, destination, threads=settings.transfer_threads, emit=Console())
+    threads = current(ctx)[0].transfer_threads
+    target, found = pushing.fetch(open_store(ctx), ref, destination, threads=threads, emit=console(ctx))
     click.echo(f"Fetched {found.label} to {target}")
 
 
@@ -186,13 +175,11 @@ def path(
     """
     import time
 
-    from launcher.checkpoint import policy
     from launcher.cli.context import console
     from launcher.errors import UsageError
     from launcher.inputs import choose
     from launcher.inputs.cache import NodeCache
     from launcher.inputs.selection import Selection
-    from launcher.progress import Progress
     from launcher.settings import parse_seconds
 
     try:
@@ -202,16 +189,12 @@ def path(
     settings, environ = current(ctx)
     store, emit = open_store(ctx), console(ctx)
     cache = NodeCache.open(settings, emit)
-    chosen = choose.resolve(ref, (), store, settings, environ, Selection(include, exclude, only))
-    policy.warn(choose.findings(chosen, store, settings), "warn", ref, emit)
-    with Progress(f"Fetching {ref}", chosen.size, emit) as progress:
-        provided = choose.provide(chosen, store, cache, progress)
+    provided = choose.bring(ref, store, settings, environ, cache, emit, selection=Selection(include, exclude, only))
     if provided.lease:
         cache.keep(provided.path, until)
         provided.lease.release()
-    policy.warn(choose.findings_inside(provided), "warn", ref, emit)
     if as_json:
-        identifier = chosen.manifest.id if chosen.manifest else None
+        identifier = provided.chosen.manifest.id if provided.chosen.manifest else None
         print_json({"path": provided.path, "id": identifier, "kept_until": until if provided.lease else None})
     else:
         click.echo(provided.path)

@@ -53,6 +53,8 @@ def collect(
     from launcher.runners.signals import catching
     from launcher.settings import parse_seconds
 
+    if not folder:
+        raise UsageError(what="DIR is empty.")
     with catching() as signals:
         settings, environ = current(ctx)
         source = Path(os.path.abspath(folder))

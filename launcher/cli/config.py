@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 from launcher.cli.context import json_option, print_json, print_table
+
+_BEFORE = "The exit code is the job's own (128+n where signal n ended it). launcher's own failures:"
+_AFTER = (
+    "64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is. It also has the class of a"
+    " failure, the rank that failed first and its traceback; `launcher training inspect NAME` shows them. 130: Ctrl-C; 141:"
+    " nobody read the output any more."
+)
 
 
 @click.group("config")
@@ -16,7 +25,12 @@ def group() -> None:
 @json_option
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
-    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default."""
+    """Lists every setting, its value, and where it came from: a flag, a variable, a file, or the default.
+
+    \b
+    Example:
+      launcher config show
+    """
     import msgspec
 
     from launcher import settings
@@ -33,19 +47,22 @@ def show(ctx: click.Context, as_json: bool) -> None:
 @click.command("help")
 @click.argument("topic", type=click.Choice(["exit-codes"]))
 def help_topics(topic: str) -> None:
-    """Explains a topic: exit-codes."""
+    """Explains a topic: exit-codes.
+
+    \b
+    Example:
+      launcher help exit-codes
+    """
     from launcher.errors import tree
 
     rows = [
         [str(error.exit_code), error.kind, "yes" if error.retryable else "no", _first(error.__doc__)]
         for error in tree()
     ]
-    click.echo("The exit code is the job's own (128+n where signal n ended it). launcher's own failures:\n")
+    width = shutil.get_terminal_size().columns
+    click.echo(click.wrap_text(_BEFORE, width) + "\n")
     print_table(["CODE", "KIND", "RETRY", "MEANING"], sorted(rows, key=lambda row: (int(row[0]), row[1])), empty="")
-    click.echo(
-        "\n64-78 can be a job's own code too: `origin` in the job's result.json tells whose it is. It also has the class of"
-    )
-    click.echo("a failure, the rank that failed first and its traceback; `launcher training inspect NAME` shows them.")
+    click.echo("\n" + click.wrap_text(_AFTER, width))
 
 
 @click.command()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +16,7 @@ from launcher import secrets, settings
 from launcher.errors import UsageError
 from launcher.events import Console, Redactor
 from launcher.settings import Settings
+from launcher.text import printable
 
 if TYPE_CHECKING:
     from launcher.store.store import Store
@@ -46,7 +49,8 @@ def open_store(ctx: click.Context) -> Store:
 
 def console(ctx: click.Context) -> Console:
     """Where a command says what it does, without any secret."""
-    return Console(form=current(ctx)[0].log_format, redactor=redactor(ctx))
+    found = current(ctx)[0]
+    return Console(form=found.log_format, redactor=redactor(ctx), verbose=found.verbose)
 
 
 def redactor(ctx: click.Context) -> Redactor:
@@ -73,32 +77,54 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, in UTF-8 whatever the locale."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """A table on a terminal; aligned plain columns without lines, nothing cut, where the output is piped."""
+    """Aligned columns; on a terminal that is too narrow for them a block for each row. No word is ever cut or broken."""
     if not rows:
         click.echo(empty, err=True)
         return
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+    text = "".join(map("".join, rows))
+    cells = rows if text.isprintable() else [[printable(cell) for cell in row] for row in rows]
+    length_of = len if text.isascii() else _width
+    lengths = [max(map(length_of, column)) for column in zip(columns, *cells)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    if width and sum(lengths) + 2 * (len(lengths) - 1) > width:
+        click.echo("\n".join(part for row in cells for part in _block(columns, row, width)))
         return
-    lines = [columns, *rows]
-    form = "  ".join(f"{{:<{max(map(len, cells))}}}" for cells in zip(*lines)).format
-    click.echo("\n".join([form(*line).rstrip() for line in lines]))
+
+    def wide(*row: str) -> str:
+        return "  ".join(cell + " " * (length - _width(cell)) for cell, length in zip(row, lengths))
+
+    line = "  ".join(f"{{:<{length}}}" for length in lengths).format if text.isascii() else wide  # One of 100,000.
+    click.echo("\n".join([click.style(line(*columns).rstrip(), bold=True), *(line(*row).rstrip() for row in cells)]))
+
+
+def _width(text: str) -> int:
+    """The columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _block(columns: Sequence[str], row: Sequence[str], width: int) -> list[str]:
+    """A row for a narrow terminal: its first cell, then what else it has, as much on a line as there is room for."""
+    lines = [row[0]]
+    for column, cell in zip(columns[1:], row[1:]):
+        part = f" {column} {cell}"
+        if not cell:
+            continue
+        if len(lines) > 1 and _width(lines[-1] + " " + part) <= width:
+            lines[-1] += " " + part
+        else:
+            lines += textwrap.wrap(part, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return lines
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

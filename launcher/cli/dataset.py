@@ -67,6 +67,8 @@ def push(
     from launcher.text import size
 
     datasets.check_name(name)
+    if "" in files:
+        raise UsageError(what="--file is empty.")
     if bool(files) == bool(source_path) or bool(storage) != bool(source_path):
         raise UsageError(
             what="Say once where the data is: --file SRC[=DEST], which may be repeated,"
@@ -93,7 +95,12 @@ def push(
 @click.pass_context
 def list_datasets(ctx: click.Context, as_json: bool) -> None:
     """Lists every version of every dataset, oldest first, and what this machine is pushing (uploading, or syncing from
-    elsewhere) or has begun and not finished (error)."""
+    elsewhere) or has begun and not finished (error).
+
+    \b
+    Example:
+      launcher dataset list
+    """
     from launcher.text import ago, size
 
     store = _open(ctx)

@@ -42,12 +42,6 @@ def entrypoint(
 
     with catching() as signals:
         settings, environ = current(ctx)
-        if "none" in (environ.get("LAUNCHER_STORE"), ctx.find_root().obj["store"]):
-            raise UsageError(
-                what="Without a store (none), the command runs under a plain init, which takes --grace, --rewrite and"
-                " --single-child, and a command after --; no inputs and no secrets.",
-                hint="Example: LAUNCHER_STORE=none launcher entrypoint --rewrite TERM:INT -- my-program",
-            )
         with report.early(settings, environ):
             flags["env"] = specs.parse_env(flags.pop("env"), environ)
             flags["secret"] = specs.parse_secrets(flags.pop("secret"))
@@ -58,5 +52,11 @@ def entrypoint(
                 environ=environ,
                 defaults={"name": names.clean(os.uname().nodename or "job")},
             )
+            if "none" in (environ.get("LAUNCHER_STORE"), ctx.find_root().obj["store"]):
+                raise UsageError(
+                    what="Without a store (none), the command runs under a plain init, which takes --grace, --rewrite and"
+                    " --single-child, and a command after --; no inputs and no secrets.",
+                    hint="Example: LAUNCHER_STORE=none launcher entrypoint --rewrite TERM:INT -- my-program",
+                )
             signals.drop(spec.dropped())
             leave(main_job.run(spec, settings, environ, signals).code)

@@ -118,6 +118,7 @@ def prune(ctx: click.Context, job: str, rules: str, dry_run: bool, yes: bool, as
     """
     from launcher.errors import UsageError
     from launcher.job import keep
+    from launcher.job.folder import JobFolder
     from launcher.store import retention
 
     try:
@@ -127,6 +128,8 @@ def prune(ctx: click.Context, job: str, rules: str, dry_run: bool, yes: bool, as
     store = open_store(ctx)
     verdicts = retention.plan(store, job, parsed)
     doomed = [each.checkpoint for each in verdicts if not each.keep]
+    if not verdicts:
+        JobFolder.find(current(ctx)[0].data_dir, job)  # One that has written nothing yet, or nobody knows it.
     if not as_json:
         rows = [[each.checkpoint.label, each.checkpoint.manifest.id, ", ".join(each.keep) or "-"] for each in verdicts]
         print_table(["NAME", "ID", "KEPT BECAUSE"], rows, empty=f"Job {job} has no checkpoint in the store.")

@@ -32,9 +32,12 @@ def prepare(ctx: click.Context, /, into: str, name: str | None, job_file: str | 
       launcher prepare --into /volume -C hf://org/model@main=model --only inference
     """
     from launcher import names, volume
+    from launcher.errors import UsageError
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
 
+    if not into:
+        raise UsageError(what="--into is empty.")
     with catching() as signals:
         settings, environ = current(ctx)
         spec = specs.load(

@@ -61,7 +61,12 @@ def create(ctx: click.Context, name: str, from_file: str | None, from_env: str |
 @json_option
 @click.pass_context
 def list_secrets(ctx: click.Context, as_json: bool) -> None:
-    """Lists the names of the secrets."""
+    """Lists the names of the secrets.
+
+    \b
+    Example:
+      launcher secret list
+    """
     from launcher import secrets
 
     found = secrets.every(current(ctx)[0].data_dir)
@@ -76,7 +81,12 @@ def list_secrets(ctx: click.Context, as_json: bool) -> None:
 @click.argument("name", shell_complete=completing.secrets)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
-    """Removes a secret."""
+    """Removes a secret.
+
+    \b
+    Example:
+      launcher secret delete wandb
+    """
     from launcher import secrets
 
     secrets.delete(current(ctx)[0].data_dir, name)

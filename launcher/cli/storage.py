@@ -60,7 +60,12 @@ def create(ctx: click.Context, /, **fields: Any) -> None:
 @json_option
 @click.pass_context
 def list_storages(ctx: click.Context, as_json: bool) -> None:
-    """Lists the storages."""
+    """Lists the storages.
+
+    \b
+    Example:
+      launcher storage list
+    """
     from launcher import storages
 
     found = storages.every(current(ctx)[0].data_dir)
@@ -76,7 +81,12 @@ def list_storages(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Shows a storage; of its credentials only the secret's name."""
+    """Shows a storage; of its credentials only the secret's name.
+
+    \b
+    Example:
+      launcher storage inspect lab
+    """
     import msgspec
     import yaml
 
@@ -93,7 +103,12 @@ def inspect(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.argument("name", shell_complete=completing.storages)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
-    """Forgets a storage; what lies in it, and its secret, stay."""
+    """Forgets a storage; what lies in it, and its secret, stay.
+
+    \b
+    Example:
+      launcher storage delete lab
+    """
     from launcher import storages
 
     storages.delete(current(ctx)[0].data_dir, name)

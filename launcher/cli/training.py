@@ -16,6 +16,7 @@ from launcher.cli.fetching import fetch
 from launcher.cli.flexai import debug_ssh, foreign_options, translated
 from launcher.cli.jobs import inspect, list_jobs
 from launcher.cli.logs import logs
+from launcher.cli.mistakes import JobCommand
 from launcher.cli.plan import show_plan
 from launcher.cli.retry import retry
 from launcher.errors import UsageError
@@ -188,7 +189,7 @@ def _run(ctx: click.Context, asked: Callable[[dict[str, str]], JobSpec], *, deta
 
 
 def _run_command(kind: str) -> click.Command:
-    @click.command("run")
+    @click.command("run", cls=JobCommand)
     @click.argument("name")
     @job_options
     @click.option("--runner", type=click.Choice(["process", "docker"]), help="[process]")
@@ -266,7 +267,12 @@ def _group(name: str, kind: str, text: str) -> click.Group:
 @json_option
 @click.pass_context
 def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> None:
-    """Lists the checkpoints that a job wrote, also while it runs."""
+    """Lists the checkpoints that a job wrote, also while it runs.
+
+    \b
+    Example:
+      launcher training checkpoints ft_01
+    """
     from launcher.errors import JobNotFound
     from launcher.job.folder import JobFolder
 
@@ -323,7 +329,12 @@ def checkpoints(ctx: click.Context, name: str, every: bool, as_json: bool) -> No
 @click.argument("name", shell_complete=completing.jobs)
 @click.pass_context
 def delete(ctx: click.Context, name: str) -> None:
-    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store."""
+    """Removes a job's folder (logs, outputs) from this machine. Its checkpoints stay in the store.
+
+    \b
+    Example:
+      launcher training delete ft_01
+    """
     from launcher.job.folder import JobFolder
 
     folder = JobFolder.find(current(ctx)[0].data_dir, name)

@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from launcher import names
-from launcher.checkpoint import paths, reference
+from launcher.checkpoint import paths, policy, reference
 from launcher.checkpoint.manifest import Dataset, Manifest
+from launcher.checkpoint.policy import Policy
 from launcher.checkpoint.tree import Folder, Tree
-from launcher.errors import AccessDenied, CheckpointNotFound, InputChanged, SourceNotFound, UsageError
+from launcher.errors import (
+    AccessDenied,
+    CheckpointNotFound,
+    InputChanged,
+    LauncherError,
+    SourceNotFound,
+    UsageError,
+)
+from launcher.events import Emit
 from launcher.inputs import share
 from launcher.inputs.cache import NodeCache, changes
 from launcher.inputs.entries import Lease
 from launcher.inputs.selection import Selection
+from launcher.progress import Progress
 from launcher.settings import Settings
 from launcher.store import tree as trees
 from launcher.store.store import Store
@@ -228,6 +238,38 @@ def provide(
         return Provided(chosen, str(path), lease)
     assert chosen.folder
     return Provided(chosen, os.path.realpath(chosen.folder), before=_states(chosen.folder))
+
+
+def bring(
+    text: str,
+    store: Store,
+    settings: Settings,
+    environ: Mapping[str, str],
+    cache: NodeCache,
+    emit: Emit,
+    *,
+    selection: Selection = Selection(),
+    pickles: Policy = "warn",
+) -> Provided:
+    """One checkpoint for whoever reads it on this machine and is no job: resolved, looked into, brought here, leased.
+
+    Raises what `resolve` and `provide` do, and UnsafePickle.
+    """
+    chosen = resolve(text, (), store, settings, environ, selection)
+    found = findings(chosen, store, settings)
+    policy.refuse(found, pickles, text)
+    policy.warn(found, pickles, text, emit)
+    with Progress(f"Fetching {text}", chosen.size, emit) as progress:
+        provided = provide(chosen, store, cache, progress)
+    try:
+        found = findings_inside(provided)
+        policy.refuse(found, pickles, text)
+        policy.warn(found, pickles, text, emit)
+    except LauncherError:
+        if provided.lease:
+            provided.lease.release()
+        raise
+    return provided
 
 
 def expected(chosen: Chosen, cache: NodeCache) -> tuple[Provided, int]:

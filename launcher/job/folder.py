@@ -30,7 +30,15 @@ import msgspec
 
 from launcher import names
 from launcher.decoding import decode
-from launcher.errors import AccessDenied, JobNotFound, LocalResourceError, NoSpace, SettingsError, UsageError
+from launcher.errors import (
+    AccessDenied,
+    JobNotFound,
+    LocalResourceError,
+    NoSpace,
+    RecordDamaged,
+    SettingsError,
+    UsageError,
+)
 from launcher.ids import new_id
 from launcher.job import listing
 from launcher.job.record import JobRecord, write_atomically
@@ -213,8 +221,13 @@ class JobFolder:
             return None, os.uname().nodename
 
     def read(self) -> JobRecord:
-        """The record as last written."""
-        return msgspec.json.decode((self.path / "record.json").read_bytes(), type=JobRecord)
+        """The record as last written. Raises RecordDamaged."""
+        path = self.path / "record.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=JobRecord)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            job = self.path.parent.name.replace("!", "/")
+            raise RecordDamaged(path=path, job=job, cause=str(error)) from error
 
     def write(self, record: JobRecord, *, durable: bool = True) -> None:
         """Replaces the record. Not `durable`: it survives a crash of ours, not of the machine. By any thread."""
@@ -303,7 +316,10 @@ def _ids(parent: Path) -> list[str]:
     ages = {}
     for name in found:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            ages[name] = decode((parent / name / "record.json").read_bytes(), _Birth).created
+            try:
+                ages[name] = decode((parent / name / "record.json").read_bytes(), _Birth).created
+            except ValueError:  # Damaged: whoever reads all of it says so.
+                ages[name] = 0.0
     return sorted(ages, key=lambda name: (ages[name], name))
 
 

@@ -72,7 +72,7 @@ def every(data_dir: str, alive: Callable[[Path, JobRecord], bool] | None = None)
     prefix = f"{root}{os.sep}"
     try:
         found = os.listdir(root)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return []
     for key in found:
         if key.startswith("."):

@@ -50,7 +50,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Lets the job write into a view of its input; the input stays as it is, and the changes are dropped after the job."""
     accels: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Accelerators on each node, and so processes that torchrun starts there."""
-    nodes: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    nodes: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     """Nodes; more than one needs a scheduler, which this release does not have."""
     device: Device = "auto"
     """auto, cpu, cuda or rocm. auto falls back to the CPU where a person starts the job, and fails in an entrypoint."""
@@ -181,16 +181,15 @@ def load(
     """
     fields = [field.name for field in msgspec.structs.fields(JobSpec)]
     plain = [name for name in fields if name not in {"command", "env", "kind", "secret", "secret_file"}]
-    layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("--{key}", {key: value for key, value in flags.items() if value not in (None, (), {}, "")})
-    ]
+    given = {key: value for key, value in flags.items() if value not in (None, (), {})}
+    mistakes = [f"--{key.replace('_', '-')} is empty" for key, value in given.items() if value == "" and key != "name"]
+    layers: list[tuple[str, Mapping[str, Any]]] = [("--{key}", given)]
     variables: dict[str, Any] = dict(settings.environment("LAUNCHER_", plain, environ))
     for key in variables.keys() & (LISTS - {"command"}):
         variables[key] = _parts(variables[key])
     for key, text in settings.environment("LAUNCHER_", ("secret", "secret_file"), environ).items():
         variables[key] = parse_secrets(_parts(text), f"LAUNCHER_{key.upper()}")
     layers.append(("LAUNCHER_{KEY}", variables))
-    mistakes: list[str] = []
     if file:
         try:
             layers.append((f"{file}: {{key}}", _from_file(settings.read_yaml(Path(file)))))
@@ -203,6 +202,10 @@ def load(
         mistakes += error.lines
     else:
         mistakes += _check(spec)
+        try:
+            msgspec.json.encode(spec)  # As its record will be.
+        except UnicodeEncodeError as error:
+            mistakes.append(f"{error.object!r} is not UTF-8, and a job's record holds nothing else")
     if mistakes:
         raise UsageError(
             what="\n".join(mistakes)
@@ -226,7 +229,10 @@ def _from_file(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(content[key], str):
             import shlex
 
-            content[key] = shlex.split(content[key]) if key == "command" else [content[key]]
+            try:
+                content[key] = shlex.split(content[key]) if key == "command" else [content[key]]
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from error
     if isinstance(content.get("env"), dict):
         content["env"] = {key: str(value) for key, value in content["env"].items()}
     return content
@@ -237,9 +243,11 @@ def _check(spec: JobSpec) -> list[str]:
     try:
         names.check(spec.name, "job name")
     except LauncherError as error:
-        mistakes.append(error.text)
+        mistakes.append(f"{error.text} {error.hint}")
     if not spec.command and spec.runner != "sidecar":
         mistakes.append("no command: write it after --, as in `-- script.py --epochs 3`")
+    if spec.nodes > 1:
+        mistakes.append(f"--nodes {spec.nodes}: more than one needs a scheduler, which this release does not have")
     if spec.runner == "docker" and not spec.image:
         mistakes.append("--runner docker needs --image IMAGE (one that has the job's libraries)")
     if spec.repository_revision and not spec.repository_url:

@@ -154,8 +154,15 @@ def main(arguments: List[str]) -> int:
     """Runs torchrun; returns the exit code that tells the truth."""
     stopping = Stopping()
     stopping.catch()
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
-    from torch.distributed.run import get_args_parser, run
+    try:
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+        from torch.distributed.run import get_args_parser, run
+    except ImportError as error:
+        print(f"launcher: error: {sys.executable} cannot start it by torchrun: {error}.", file=sys.stderr)
+        print(
+            "  Install torch there, activate another environment, or start it without: --launch exec.", file=sys.stderr
+        )
+        return 1
 
     stopping.take_over()
     verdict = os.environ.pop("LAUNCHER_VERDICT", "")

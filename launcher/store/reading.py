@@ -191,7 +191,9 @@ class Reader:
         """The checkpoint that a reference (not a URL or path) means. Raises CheckpointNotFound, InvalidDataError, UsageError."""
         ref = references.parse(reference) if isinstance(reference, str) else reference
         if ref.kind in ("url", "path"):
-            raise UsageError(what=f"{ref.text} is a {ref.kind}, not a checkpoint in the store.")
+            raise UsageError(
+                what=f"{ref.text} is a {'URL' if ref.kind == 'url' else 'path'}, not a checkpoint in the store."
+            )
         if ref.kind == "job":
             return self._of_job(ref)
         if ref.kind == "name" and ref.version is None and (found := self._tagged(ref)):
@@ -237,8 +239,8 @@ class Reader:
         # JOB/FOLDER is the name that collection gave it.
         try:
             found = self.resolve(Reference(ref.text, "name", ref.value, ref.version))
-        except CheckpointNotFound as error:
-            raise CheckpointNotFound(ref=ref.text, store=self.url, hint=error.hint) from None
+        except CheckpointNotFound:
+            raise CheckpointNotFound(ref=ref.text, store=self.url, hint=self._hint(ref)) from None
         if found.manifest.origin is None:
             raise CheckpointNotFound(
                 ref=ref.text,
@@ -328,7 +330,10 @@ class Reader:
             pass  # No room for a copy is no failure.
 
     def _hint(self, ref: Reference) -> str | None:
-        known = {found.name for found in catalog.refresh(self).summaries()}
+        found = catalog.refresh(self).summaries()
+        known = {each.name for each in found}
+        if ref.kind == "job":
+            known |= {each.job for each in found if each.job}
         near = nearest(ref.value, known)
         if near:
             return f"Nearest names: {', '.join(near)}"

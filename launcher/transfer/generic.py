@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
 from launcher.errors import AccessDenied, StoreError, StoreUnavailable, StoreUnsupported, UsageError
 from launcher.ids import new_id
+from launcher.settings import nearest
 from launcher.transfer.digest import CHUNK, Hasher
 from launcher.transfer.object_store import Entry, Exists, Missing, Moved, OnBytes, Sink, Unfinished
 
@@ -27,12 +29,18 @@ _IPV6 = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 
 def check_url(url: str) -> str:
     """The URL's scheme, or UsageError: chained URLs (`a::b`) and wrapping protocols are refused."""
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "hf" and not rest.strip("/"):
+        raise UsageError(what=f"{url} names no place.", hint=f"Write {scheme}://, then host or bucket, then path.")
     if "::" in _IPV6.sub("", url) or not separator or scheme in REFUSED:
         raise UsageError(
             what=f"{url} cannot be used: chained and wrapping URLs are not followed.",
             hint="Give the plain URL of the folder.",
         )
+    try:
+        _ = urllib.parse.urlsplit(url).port  # Parsed when it is asked for.
+    except ValueError as error:
+        raise UsageError(what=f"{url} cannot be used: {error}.", hint="Check how it is written.") from error
     return scheme
 
 
@@ -46,8 +54,14 @@ class GenericStore:
         self.url = url.rstrip("/")
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
             raise StoreError(store=url, cause=str(error)) from error
+        except ValueError as error:
+            near = nearest(url.partition("://")[0], ("s3", "gs", "az", "hf", "http", "https", "file", "sftp"), 1)
+            raise UsageError(
+                what=f"{url} cannot be used: {error}.",
+                hint=f"Did you mean {near[0]}://?" if near else "Write a path, s3://, gs://, az://, hf:// or https://.",
+            ) from error
 
     def prove_exclusive(self) -> None:
         """Creates one probe twice: raises StoreUnsupported unless the second time is refused."""

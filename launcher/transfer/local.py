@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from launcher.errors import AccessDenied, NoSpace, StoreError
+from launcher.errors import AccessDenied, NoSpace, StoreError, of_os
 from launcher.ids import new_id
 from launcher.reflink import make_reflink
 from launcher.transfer.digest import CHUNK, Hasher, chunks
@@ -105,8 +105,12 @@ class LocalStore:
                     for item in found
                     if not item.name.startswith(_TEMPORARY)
                 ]
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return
+        except NotADirectoryError:
+            if os.path.isdir(self.root):
+                return
+            raise
         for key, is_folder, item in sorted(items, key=lambda each: each[0] + ("/" if each[1] else "")):
             if is_folder:
                 if f"{key}/" > after or after.startswith(f"{key}/"):  # Else nothing in it comes after.
@@ -172,9 +176,9 @@ class LocalStore:
             try:
                 self._make_missing(folder)
                 return
-            except FileNotFoundError:  # A folder above was deleted meanwhile, when it was empty.
-                if trial == _TRIALS - 1:
-                    raise
+            except FileNotFoundError as error:  # A folder above was deleted meanwhile, when it was empty.
+                if trial == _TRIALS - 1:  # Or none can be made there, as in /proc.
+                    raise of_os(error, folder) from error
 
     def _make_missing(self, folder: str) -> None:
         missing = []

@@ -28,6 +28,8 @@ _REDIRECTS = 5
 _PAGES, _FILES, _DEPTH, _PAGE = 2_000, 50_000, 32, 16 << 20
 """The most that a listing may have: folders, files, folders in one another, bytes of one page."""
 _PROBES = 16
+_FIRST_CONTACT = 15.0
+"""Seconds after which a server that was never reached counts as wrong, not as slow."""
 _STALLED = 30.0
 """Seconds without a byte after which a request is cut."""
 
@@ -60,6 +62,7 @@ class Web:
         credentials, at, netloc = parts.netloc.rpartition("@")
         self._base = urllib.parse.urlunsplit((parts.scheme, netloc, parts.path, parts.query, ""))
         self._timeout = timeout
+        self._reached = False
         self._headers = dict(headers or {})
         if at:
             self._headers |= basic(urllib.parse.unquote(credentials))
@@ -69,7 +72,10 @@ class Web:
 
     def probe(self, url: str = "") -> Probe:
         """Asks for one byte, as signed URLs allow GET only. Raises Missing, AccessDenied, StoreError, StoreUnavailable."""
-        return call(lambda: self._probe(url or self._base), self._timeout)
+        patience = self._timeout if self._reached else min(self._timeout, _FIRST_CONTACT)
+        found = call(lambda: self._probe(url or self._base), patience)
+        self._reached = True
+        return found
 
     def _probe(self, url: str) -> Probe:
         with self._open(url, {"Range": "bytes=0-0"}) as (response, final):

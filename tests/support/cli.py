@@ -22,7 +22,7 @@ class Launcher:
         self.env = kept | {
             "LAUNCHER_DATA_DIR": str(home / "data"),
             "LAUNCHER_CACHE_DIR": str(home / "cache"),
-            "LAUNCHER_CONFIG": str(home / "config.yaml"),
+            "LAUNCHER_CONFIG": os.devnull,
             "HF_HUB_OFFLINE": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
