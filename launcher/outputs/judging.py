@@ -32,6 +32,7 @@ from launcher.outputs.roots import Root
 from launcher.text import printable
 
 _RANK = re.compile(r"_(\d+)\.\w+$")
+_NUMBER = re.compile(r"\d+")
 _PATIENCE = 5
 """Settle times of quiet after which a folder counts as written of which only some files were written again: a script that
 saves its tokenizer once and its model often, and not a save between two of its files."""
@@ -97,11 +98,11 @@ class Judge:
             judgement = formats.judge(held, self.context)
             if not judgement.whole or not judgement.proven:
                 return
-            if root.is_leaving(candidate) or self._fewer(root, candidate, held):
+            if root.is_leaving(candidate) or self._fuller(root, candidate, held):
                 return
             if held.identities != candidate.captured and (writer := held.open_writer()):
                 raise Busy(writer)
-            if not self._obstacle(candidate, held, judgement):
+            if not self._obstacle(root, candidate, held, judgement):
                 self._capture(root, place, candidate, held, judgement)
 
     def flat(self, root: Root, place: Place, candidate: Candidate, file: str) -> None:
@@ -150,7 +151,7 @@ class Judge:
                 return judgement
             if not self.context.final and root.is_leaving(candidate):
                 return None
-            if obstacle := self._obstacle(candidate, held, judgement):
+            if obstacle := self._obstacle(root, candidate, held, judgement):
                 return Judgement("broken", judgement.format, (obstacle,))
             self._capture(root, place, candidate, held, judgement)
             return judgement
@@ -200,7 +201,7 @@ class Judge:
             else:
                 self._capture(root, place, candidate, held, judgement, in_place=True)
 
-    def _obstacle(self, candidate: Candidate, held: Held, judgement: Judgement) -> str | None:
+    def _obstacle(self, root: Root, candidate: Candidate, held: Held, judgement: Judgement) -> str | None:
         """Why a folder that is whole by its structure is not to be captured now, in words, or None."""
         if held.identities == candidate.captured and not candidate.lost:
             return "it is captured"
@@ -208,7 +209,26 @@ class Judge:
             if not self.context.final:  # Its close may come without an event: look again.
                 candidate.dirty, candidate.changed = True, time.monotonic()
             return f"{writer} is being written"
-        return self._written_again(candidate, held.identities, judgement)
+        return self._begun(root, candidate, held, judgement) or self._written_again(
+            candidate, held.identities, judgement
+        )
+
+    def _begun(self, root: Root, candidate: Candidate, held: Held, judgement: Judgement) -> str | None:
+        """Why a folder that only quiet says to be whole may be the beginning of one, or None.
+
+        A Trainer's model is in its checkpoint seconds before the optimizer is: then it looks like a model alone. Where an
+        earlier folder of the same name but for its number had all of these files and more, a longer quiet decides, or that
+        the job ended well.
+        """
+        if judgement.proven or self.ended_well:
+            return None
+        stem = _NUMBER.sub("", candidate.path)
+        more = [each for each in self._fuller(root, candidate, held) if _NUMBER.sub("", each) == stem]
+        if not more or (not self.context.final and time.monotonic() - candidate.changed >= self.patience):
+            return None
+        if not self.context.final:
+            candidate.patient = candidate.dirty = True
+        return f"it has fewer files than {more[0]}"
 
     def _written_again(self, candidate: Candidate, found: Mapping[str, Identity], judgement: Judgement) -> str | None:
         """Why what was written before may be between two states now, or None.
@@ -237,14 +257,15 @@ class Judge:
             candidate.patient = candidate.dirty = True
         return f"it may be between two saves: {doubtful[0]} is not of the same one as the rest"
 
-    def _fewer(self, root: Root, candidate: Candidate, held: Held) -> bool:
-        """Whether it has fewer files than a sibling had: rotation may have begun before its folder was watched, so that it
-        is looked at once more when it is quiet."""
+    def _fuller(self, root: Root, candidate: Candidate, held: Held) -> list[str]:
+        """The siblings that had all of its files and more: it may be half written, or rotation may have begun before its folder
+        was watched."""
         parent, names = os.path.dirname(candidate.path), held.identities.keys()
-        return any(
-            each.captured and names < each.captured.keys() and os.path.dirname(each.path) == parent
+        return [
+            each.path
             for each in list(root.candidates.values())
-        )
+            if each.captured and names < each.captured.keys() and os.path.dirname(each.path) == parent
+        ]
 
     def _beyond(self, path: str) -> bool:
         """Whether the file is of a rank that this job does not have: an earlier job's, which had more."""

@@ -90,6 +90,16 @@ def losses(launcher: Launcher, name: str = "life", steps: int = STEPS) -> list[f
     return [each["loss"] for each in json.loads(state.read_text())["log_history"]]
 
 
+def told(launcher: Launcher, name: str = "life") -> str:
+    """What is stored, in words, for the message of a failure."""
+    found = launcher.json("training", "checkpoints", name)
+    lines = [
+        f"{each['metadata']['name']} {each['status']['format']} of attempt {each['spec']['origin'].get('attempt', 1)}"
+        for each in found
+    ]
+    return "lost or doubled: " + ", ".join(lines)
+
+
 def names(launcher: Launcher, name: str = "life") -> list[str]:
     return [each["metadata"]["name"].rpartition("/")[2] for each in launcher.json("training", "checkpoints", name)]
 
@@ -103,7 +113,7 @@ def test_a_job_started_again_under_its_id_goes_on_from_what_lies_there(job: Laun
     assert first["outcome"]["kind"] == "lost" and second["resumed_step"] >= 3
     assert f"from {second['resumed_step']}" in journal(job)
     assert losses(job) == steady_writer.expected(SEED, STEPS)
-    assert sorted(names(job)) == sorted(f"checkpoint-{step}" for step in range(1, STEPS + 1)), "lost or doubled"
+    assert sorted(names(job)) == sorted(f"checkpoint-{step}" for step in range(1, STEPS + 1)), told(job)
     assert [each["facts"]["attempt"] for each in events(job, "resumed")] == [2]
     assert (job.job_folder("life") / "logs/attempt-2").is_dir()
     print(f"went on from step {second['resumed_step']} of {STEPS}; {len(names(job))} checkpoints, each once")
@@ -118,7 +128,7 @@ def test_on_another_machine_the_store_alone_knows_the_job(job: Launcher) -> None
     attempts = record(job)["attempts"]
     assert attempts[-1]["number"] == 2 and attempts[-1]["resumed_step"] >= 4
     assert losses(job) == steady_writer.expected(SEED, STEPS)
-    assert sorted(names(job)) == sorted(f"checkpoint-{step}" for step in range(1, STEPS + 1)), "lost or doubled"
+    assert sorted(names(job)) == sorted(f"checkpoint-{step}" for step in range(1, STEPS + 1)), told(job)
 
 
 def test_from_a_remote_store_it_is_downloaded_once_and_then_taken_from_the_cache(
