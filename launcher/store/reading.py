@@ -99,9 +99,12 @@ class Reader:
     def beginning(self, prefix: str, text: str) -> list[Entry]:
         """Every object whose key begins with the prefix (a folder's) and the text."""
         first = prefix + text
+        # Not after `first` itself: SeaweedFS then leaves out what is below a folder of that name.
+        before = first[:-1] + chr(ord(first[-1]) - 1) + "~"
 
         def found() -> list[Entry]:
-            return list(itertools.takewhile(lambda each: each.key.startswith(first), self.place.list(prefix, first)))
+            later = itertools.dropwhile(lambda each: each.key < first, self.place.list(prefix, before))
+            return list(itertools.takewhile(lambda each: each.key.startswith(first), later))
 
         return call(found, self.timeout)
 
