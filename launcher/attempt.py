@@ -6,7 +6,7 @@ import dataclasses
 import os
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,40 +66,46 @@ class Job:
 def same_inputs(job: Job) -> Job:
     """A job that is started again gets the inputs and the code that it had, whatever their names mean by now."""
     had = {each.reference: each.checkpoint for attempt in job.record.attempts for each in attempt.inputs}
-    chosen = []
-    for each in job.checked.chosen:
-        identifier, named = had.get(job.redactor.text(each.text)), each.manifest
-        if identifier and named and named.id != identifier:
-            selection = Selection(job.spec.include, job.spec.exclude, job.spec.only)
-            try:
-                (found,) = choose.choose((identifier,), job.store, job.settings, job.environ, selection)
-                each = dataclasses.replace(found, text=each.text, names=each.names)
-            except CheckpointNotFound:
-                text = f"Input {each.text} was {identifier}, which was deleted: {named.id} is taken"
-                job.emit(event("input-changed", text, "warning"))
-        chosen.append(each)
+    selection = Selection(job.spec.include, job.spec.exclude, job.spec.only)
+    chosen = _as_before(
+        job, "Input", job.checked.chosen, lambda each: had.get(job.redactor.text(each.text)),
+        lambda identifier: choose.choose((identifier,), job.store, job.settings, job.environ, selection),
+    )  # fmt: skip
+    given = {_wanted(each.reference): each.id for attempt in job.record.attempts for each in attempt.datasets}
+    datasets = _as_before(
+        job, "Dataset", job.checked.datasets, lambda each: given.get(_wanted(each.text)),
+        lambda identifier: choosing.choose((identifier,), Datasets.open(job.settings, job.environ)),
+    )  # fmt: skip
     source = job.record.source
     same = job.spec.repository_url and source.get("repository") == job.redactor.text(job.spec.repository_url)
     same = same and source.get("revision") == job.spec.repository_revision
     commit = source["commit"] if same else job.checked.commit
-    checked = dataclasses.replace(job.checked, chosen=tuple(chosen), commit=commit, datasets=_same_datasets(job))
+    checked = dataclasses.replace(job.checked, chosen=chosen, commit=commit, datasets=datasets)
     return dataclasses.replace(job, checked=checked)
 
 
-def _same_datasets(job: Job) -> tuple[Chosen, ...]:
-    def wanted(text: str) -> str:
-        return text.partition("=")[0]
+def _wanted(text: str) -> str:
+    """Of NAME=MOUNT the name: another mount is no other dataset."""
+    return text.partition("=")[0]
 
-    had = {wanted(each.reference): each.id for attempt in job.record.attempts for each in attempt.datasets}
+
+def _as_before(
+    job: Job,
+    what: str,
+    wanted: Iterable[Chosen],
+    had: Callable[[Chosen], str | None],
+    find: Callable[[str], Sequence[Chosen]],
+) -> tuple[Chosen, ...]:
+    """`wanted`, but of each that the job had before (`had`: its id then) the same one, as `find` gives it."""
     chosen = []
-    for each in job.checked.datasets:
-        identifier, named = had.get(wanted(each.text)), each.manifest
+    for each in wanted:
+        identifier, named = had(each), each.manifest
         if identifier and named and named.id != identifier:
             try:
-                (found,) = choosing.choose((identifier,), Datasets.open(job.settings, job.environ))
+                (found,) = find(identifier)
                 each = dataclasses.replace(found, text=each.text, names=each.names)
-            except DatasetNotFound:
-                text = f"Dataset {each.text} was {identifier}, which was deleted: {named.id} is taken"
+            except (CheckpointNotFound, DatasetNotFound):
+                text = f"{what} {each.text} was {identifier}, which was deleted: {named.id} is taken"
                 job.emit(event("input-changed", text, "warning"))
         chosen.append(each)
     return tuple(chosen)

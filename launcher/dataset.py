@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
-
-from launcher import __version__, push, storages
+from launcher import push, storages
 from launcher.checkpoint import paths
-from launcher.checkpoint.manifest import SCHEMA, File, Lineage, Manifest
+from launcher.checkpoint.manifest import Lineage
 from launcher.checkpoint.tree import Folder
 from launcher.errors import AccessDenied, SourceNotFound, UnsafePath, UsageError
 from launcher.events import Emit, event
@@ -165,20 +162,6 @@ def _store(
 ) -> Checkpoint:
     lineage = Lineage(sources=tuple(each.text for each in sources))
 
-    def describe(identifier: str, stored: tuple[File, ...]) -> Manifest:
-        return Manifest(
-            schema=SCHEMA,
-            id=identifier,
-            name=name,
-            created=time.time(),
-            writer=__version__,
-            format=datasets.FORMAT,
-            files=tuple(msgspec.structs.replace(file, sha256=sha256.get(file.path, "")) for file in stored),
-            size=sum(file.size for file in stored),
-            lineage=lineage,
-            safety=(),
-        )
-
     def opened(path: str) -> int:
         return os.open(files[path][0], os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
@@ -186,7 +169,8 @@ def _store(
         store,
         name,
         {path: size for path, (_, size) in files.items()},
-        describe,
+        sha256,
+        lambda: {"format": datasets.FORMAT, "lineage": lineage, "safety": ()},
         (name, *lineage.sources, selection.text),
         root="",
         opened=opened,

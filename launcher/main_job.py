@@ -51,8 +51,8 @@ def run(
 ) -> Result:
     """Runs a job to its end and returns how it ended. `also`: makes one more sink of the job's events, when it has its folder;
     `stream`: where the launcher's own lines go, if not to stderr. Raises LauncherError for what is wrong before that."""
-    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
+    kept = secrets.values(settings.data_dir, spec.secret_sources(), environ)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, kept)
     console = Console(stream, form=settings.log_format, redactor=redactor, verbose=settings.verbose)
     stops = Stops(signals, grace=spec.grace, also=spec.stop_signals(), limit=spec.time_limit)
     health = Health(signals, patience=5 * settings.store_timeout, emit=console)

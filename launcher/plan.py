@@ -18,7 +18,7 @@ import msgspec
 
 from launcher import names, secrets
 from launcher.attempt import redacted
-from launcher.errors import AccessDenied, LocalResourceError, MountFailed, NoSpace, UsageError
+from launcher.errors import AccessDenied, LocalResourceError, MountFailed, NoSpace
 from launcher.events import Emit, Redactor, secret_name
 from launcher.inputs import choose, protection
 from launcher.inputs.cache import NodeCache
@@ -28,7 +28,7 @@ from launcher.job.folder import JobFolder
 from launcher.job.spec import JobSpec
 from launcher.prepare import Checked, Prepared, check, of_attempt, prepare
 from launcher.runners.handover import Handover
-from launcher.settings import Settings
+from launcher.settings import Settings, existing
 from launcher.store.store import Store
 from launcher.text import size
 from launcher.transfer.local import LocalStore
@@ -121,8 +121,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan(spec: JobSpec, settings: Settings, environ: Mapping[str, str], emit: Emit) -> Plan:
     """Raises what the start would raise, as far as it can be known without the bytes: LauncherError."""
-    given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
-    redactor = Redactor.of_environment(dict(environ) | spec.env, secrets.values(settings.data_dir, given, environ))
+    kept = secrets.values(settings.data_dir, spec.secret_sources(), environ)
+    redactor = Redactor.of_environment(dict(environ) | spec.env, kept)
     store = Store.open(settings, environ, look_only=True)
     _check_place(settings, store)
     checked = check(spec, settings, environ, store, emit)
@@ -271,10 +271,7 @@ def _check_place(settings: Settings, store: Store) -> None:
 def _check_running(spec: JobSpec, settings: Settings) -> None:
     for each in folders.of_name(settings.data_dir, spec.name):
         if each.running():
-            raise UsageError(
-                what=f"A job named {spec.name!r} is running already ({each.holder()}).",
-                hint=f"Choose another name, or stop it: launcher {spec.kind} stop {spec.name}",
-            )
+            raise folders.already_runs(each, spec.name, spec.kind)
 
 
 def _check_port(spec: JobSpec) -> None:
@@ -308,8 +305,7 @@ def _disk(settings: Settings, cache: NodeCache, need: int) -> list[Disk]:
 
 def _nearest(path: str | Path) -> Path:
     """The path, or what of it is there."""
-    whole = Path(os.path.abspath(path))
-    return next(each for each in (whole, *whole.parents) if each.exists())
+    return existing(Path(os.path.abspath(path)))
 
 
 def _placed(value: Any, real: Mapping[str, str]) -> Any:

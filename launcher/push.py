@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from launcher import __version__, names
 from launcher.checkpoint import formats, paths, policy, safety
-from launcher.checkpoint.manifest import SCHEMA, Facts, File, Lineage, Manifest, Ready
+from launcher.checkpoint.manifest import SCHEMA, Facts, Lineage, Manifest, Ready
 from launcher.checkpoint.policy import Policy
 from launcher.checkpoint.tree import Folder
 from launcher.errors import AccessDenied, FormatBroken, LocalResourceError, SourceNotFound, UsageError, of_os
@@ -78,26 +78,28 @@ def push(
     policy.warn(found.findings, pickles, name, emit)
     format = formats.by_name(judgement.format)
 
-    def describe(identifier: str, files: tuple[File, ...]) -> Manifest:
-        return Manifest(
-            schema=SCHEMA,
-            id=identifier,
-            name=name,
-            created=time.time(),
-            writer=__version__,
-            format=judgement.format,
-            files=tuple(msgspec.structs.replace(file, sha256=(sha256 or {}).get(file.path, "")) for file in files),
-            size=sum(file.size for file in files),
-            facts=format.facts(tree) if format else Facts(),
-            ready=format.ready(tree) if format else Ready(),
-            lineage=lineage,
-            safety=found.findings,
-            imports=found.imports,
-        )
+    def about() -> dict[str, Any]:
+        return {
+            "format": judgement.format,
+            "facts": format.facts(tree) if format else Facts(),
+            "ready": format.ready(tree) if format else Ready(),
+            "lineage": lineage,
+            "safety": found.findings,
+            "imports": found.imports,
+        }
 
     words = (name, *lineage.sources, selection.text)
     return push_files(
-        store, name, tree.files, describe, words, root=tree.root, threads=threads, emit=emit, data_dir=data_dir
+        store,
+        name,
+        tree.files,
+        sha256 or {},
+        about,
+        words,
+        root=tree.root,
+        threads=threads,
+        emit=emit,
+        data_dir=data_dir,
     )
 
 
@@ -105,7 +107,8 @@ def push_files(
     store: Store,
     name: str,
     sizes: Mapping[str, int],
-    describe: Callable[[str, tuple[File, ...]], Manifest],
+    sha256: Mapping[str, str],
+    about: Callable[[], dict[str, Any]],
     words: tuple[str, ...],
     *,
     root: str,
@@ -114,8 +117,9 @@ def push_files(
     emit: Emit,
     data_dir: str,
 ) -> Checkpoint:
-    """Uploads files (path to size) from `root`, or as `opened` gives their descriptors, and commits the manifest that `describe`
-    makes of an id and their entries. Called again with the same `words` it goes on where it was cut off."""
+    """Uploads files (path to size) from `root`, or as `opened` gives their descriptors, and commits the manifest. `sha256`: what
+    the source gave, by path; `about`: what else the manifest says, asked for when all is there. Called again with the same
+    `words` it goes on where it was cut off."""
     store.prepare()
     with Journal(store, data_dir, words) as journal:
         if known := journal.begin(sizes):
@@ -137,8 +141,18 @@ def push_files(
                 except OSError as error:
                     cause = f"{error.filename or 'A file'} cannot be read: {error.strerror}."
                     raise LocalResourceError(what=cause, hint="Nothing was stored. Push again.") from error
+            manifest = Manifest(
+                schema=SCHEMA,
+                id=journal.id,
+                name=name,
+                created=time.time(),
+                writer=__version__,
+                files=tuple(msgspec.structs.replace(file, sha256=sha256.get(file.path, "")) for file in files),
+                size=sum(file.size for file in files),
+                **about(),
+            )
             try:
-                pushed = store.commit(describe(journal.id, files))
+                pushed = store.commit(manifest)
             except Aborted:
                 journal.restart()  # gc took us for dead and removed the files: everything again, under a new id.
                 continue

@@ -319,11 +319,16 @@ def _usable(machine: str, user: Path, env: Mapping[str, str]) -> str:
     is no home folder to write (an arbitrary uid, a read-only root file system), one of his own in the temporary folder."""
     if os.access(machine, os.W_OK | os.X_OK):
         return machine
-    there = next(path for path in (user, *user.parents) if path.exists())
+    there = existing(user)
     temporary = Path(env.get("TMPDIR") or "/tmp", f"launcher-{os.getuid()}")
     if os.access(there, os.W_OK | os.X_OK) or not _own(temporary):
         return str(user)
     return str(temporary / user.parent.name / user.name)
+
+
+def existing(path: Path) -> Path:
+    """An absolute path, or what of it is there."""
+    return next(each for each in (path, *path.parents) if each.exists())
 
 
 def _own(folder: Path) -> bool:

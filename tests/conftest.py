@@ -66,13 +66,7 @@ def engine() -> Iterator[str]:
             if REQUIRE_ALL:
                 pytest.fail(str(error))
             pytest.skip(str(error))
-        made = subprocess.run(
-            [ROOT / "tests/support/base_image"],
-            env=os.environ | {"DOCKER_HOST": address},
-            capture_output=True,
-            text=True,
-        )
-        assert made.returncode == 0, made.stderr
+        images.base_image(address)
         yield address
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli import completing, keeping, lineage, listing, tags
-from launcher.cli.context import Group, current, json_option, open_store, print_json
+from launcher.cli.context import Group, current, json_option, open_store, print_json, seconds_of
 from launcher.cli.listing import as_document
 
 if TYPE_CHECKING:
@@ -176,16 +176,11 @@ def path(
     import time
 
     from launcher.cli.context import console
-    from launcher.errors import UsageError
     from launcher.inputs import choose
     from launcher.inputs.cache import NodeCache
     from launcher.inputs.selection import Selection
-    from launcher.settings import parse_seconds
 
-    try:
-        until = time.time() + parse_seconds(keep)
-    except ValueError as error:
-        raise UsageError(what=f"--keep: {error}.") from error
+    until = time.time() + seconds_of("--keep", keep)
     settings, environ = current(ctx)
     store, emit = open_store(ctx), console(ctx)
     cache = NodeCache.open(settings, emit)

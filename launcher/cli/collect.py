@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from launcher.cli.context import current
+from launcher.cli.context import current, seconds_of
 from launcher.cli.training import only_job_options
 
 
@@ -51,7 +51,6 @@ def collect(
     from launcher.errors import UsageError
     from launcher.job import spec as specs
     from launcher.runners.signals import catching
-    from launcher.settings import parse_seconds
 
     if not folder:
         raise UsageError(what="DIR is empty.")
@@ -65,9 +64,6 @@ def collect(
         )
         if (until_file or until_quiet) and not watch:
             raise UsageError(what="--until-file and --until-quiet say how long to --watch.")
-        try:
-            quiet = parse_seconds(until_quiet) if until_quiet else 0.0
-        except ValueError as error:
-            raise UsageError(what=f"--until-quiet: {error}.") from error
+        quiet = seconds_of("--until-quiet", until_quiet) if until_quiet else 0.0
         until = collecting.Until(file=os.path.abspath(until_file) if until_file else "", quiet=quiet)
         return collecting.collect(spec, settings, environ, signals, source, watch=watch, until=until).code

@@ -127,4 +127,14 @@ def _block(columns: Sequence[str], row: Sequence[str], width: int) -> list[str]:
     return lines
 
 
+def seconds_of(flag: str, text: str) -> float:
+    """What a flag for a span of time says. Raises UsageError."""
+    from launcher.settings import parse_seconds
+
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise UsageError(what=f"{flag}: {error}.") from error
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

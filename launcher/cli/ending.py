@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli import completing
-from launcher.cli.context import current
+from launcher.cli.context import current, seconds_of
 
 if TYPE_CHECKING:
     from launcher.job.folder import JobFolder
@@ -40,7 +40,7 @@ def stop(ctx: click.Context, name: str, now: bool, wait: str) -> None:
     from launcher.errors import StillRunning, UsageError
     from launcher.job.folder import JobFolder
 
-    seconds = _seconds("--wait", wait)
+    seconds = seconds_of("--wait", wait)
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     pid = folder.owner()
     if pid is None and folder.running():
@@ -106,7 +106,7 @@ def wait(ctx: click.Context, names: tuple[str, ...], timeout: str | None) -> int
     from launcher.job.record import state
 
     settings, _ = current(ctx)
-    seconds = _seconds("--timeout", timeout) if timeout is not None else None
+    seconds = seconds_of("--timeout", timeout) if timeout is not None else None
     deadline = time.monotonic() + seconds if seconds is not None else float("inf")
     folders = [JobFolder.find(settings.data_dir, name) for name in names]
     first = 0
@@ -124,16 +124,6 @@ def wait(ctx: click.Context, names: tuple[str, ...], timeout: str | None) -> int
 
 def _over(folder: JobFolder) -> bool:
     return not folder.alive(folder.read())
-
-
-def _seconds(flag: str, text: str) -> float:
-    from launcher.errors import UsageError
-    from launcher.settings import parse_seconds
-
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise UsageError(what=f"{flag}: {error}.") from error
 
 
 def _until(found: Callable[[], bool], deadline: float) -> bool:

@@ -43,11 +43,8 @@ def entrypoint(
     with catching() as signals:
         settings, environ = current(ctx)
         with report.early(settings, environ):
-            flags["env"] = specs.parse_env(flags.pop("env"), environ)
-            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
             spec = specs.load(
-                flags | {"name": name, "runner": "entrypoint", "command": words},
+                specs.typed(flags, environ) | {"name": name, "runner": "entrypoint", "command": words},
                 file=job_file,
                 environ=environ,
                 defaults={"name": names.clean(os.uname().nodename or "job")},

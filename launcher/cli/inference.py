@@ -10,7 +10,7 @@ import click
 
 from launcher.cli import completing
 from launcher.cli.background import until_up
-from launcher.cli.context import current, json_option, leave, print_json, print_table
+from launcher.cli.context import current, json_option, leave, print_json, print_table, seconds_of
 from launcher.cli.ending import stop
 from launcher.cli.jobs import inspect
 from launcher.cli.logs import logs
@@ -98,9 +98,7 @@ def serve(
     with catching() as signals:
         settings, environ = current(ctx)
         with report.early(settings, environ):
-            flags["env"] = specs.parse_env(flags.pop("env"), environ)
-            flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-            flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
+            flags = specs.typed(flags, environ)
             if hf_token_secret:
                 flags["secret"]["HF_TOKEN"] = hf_token_secret
             own = {"name": name, "kind": "inference", "checkpoint": (checkpoint,) if checkpoint else ()}
@@ -188,13 +186,9 @@ def wait(ctx: click.Context, name: str, timeout: str, as_json: bool) -> None:
     """
     from launcher.errors import ServerSilent, UsageError
     from launcher.job.folder import JobFolder
-    from launcher.settings import parse_seconds
     from launcher.text import duration
 
-    try:
-        seconds = parse_seconds(timeout)
-    except ValueError as error:
-        raise UsageError(what=f"--timeout: {error}.") from error
+    seconds = seconds_of("--timeout", timeout)
     folder = JobFolder.find(current(ctx)[0].data_dir, name)
     deadline = time.monotonic() + seconds
     while True:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli import completing
-from launcher.cli.context import confirm, current, json_option, open_store, print_json, print_table
+from launcher.cli.context import confirm, current, json_option, open_store, print_json, print_table, seconds_of
 
 if TYPE_CHECKING:
     from launcher.store.datasets import Datasets
@@ -160,15 +160,10 @@ def gc(ctx: click.Context, dry_run: bool, older: str, as_json: bool) -> None:
       launcher checkpoint gc --dry-run
       launcher checkpoint gc --older 2d
     """
-    from launcher.errors import UsageError
-    from launcher.settings import parse_seconds
     from launcher.store import gc as collecting
     from launcher.text import ago, size
 
-    try:
-        seconds = parse_seconds(older)
-    except ValueError as error:
-        raise UsageError(what=f"--older: {error}.") from error
+    seconds = seconds_of("--older", older)
     found = collecting.whole(open_store(ctx), _datasets(ctx), older=seconds, dry_run=dry_run)
     if as_json:
         import msgspec

@@ -108,18 +108,13 @@ def _tests(
 def _moment(text: str) -> float:
     """Unix seconds of a date or time (of this machine's zone, where it names none), or of so long ago."""
     import time
-    from datetime import datetime
 
     from launcher.errors import UsageError
-    from launcher.settings import parse_seconds
+    from launcher.job import logs
 
     try:
-        return time.time() - parse_seconds(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError) as error:
+        return logs.moment(text, time.time())
+    except ValueError as error:
         raise UsageError(
             what=f"--since: {text!r} is no time.", hint="Write 90m, 12h or 7d, or a date such as 2026-11-30."
         ) from error

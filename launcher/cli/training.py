@@ -161,10 +161,8 @@ def _spec(
 ) -> JobSpec:
     from launcher.job import spec as specs
 
-    flags["env"] = specs.parse_env(flags.pop("env"), environ)
-    flags["secret"] = specs.parse_secrets(flags.pop("secret"))
-    flags["secret_file"] = specs.parse_secrets(flags.pop("secret_file"), "--secret-file")
-    spec = specs.load(flags | {"name": name, "kind": kind, "command": words}, file=job_file, environ=environ)
+    given = specs.typed(flags, environ) | {"name": name, "kind": kind, "command": words}
+    spec = specs.load(given, file=job_file, environ=environ)
     if save_file:
         from launcher.job.saving import save
 

@@ -26,7 +26,7 @@ from launcher.errors import (
 from launcher.events import Emit, event
 from launcher.inputs import share as sharing
 from launcher.inputs.entries import About, Cached, Entries, Lease, remove
-from launcher.settings import Settings, parse_share
+from launcher.settings import Settings, existing, parse_share
 from launcher.store import layout, stamps
 from launcher.store.store import Store
 from launcher.text import size as as_size
@@ -251,8 +251,7 @@ class NodeCache:
     def _bytes(self, limit: int | float) -> int:
         if isinstance(limit, int):
             return limit
-        folder = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        return int(limit * shutil.disk_usage(folder).total)
+        return int(limit * shutil.disk_usage(existing(self.folder)).total)
 
     def _unusable(self, error: OSError, need: int) -> LauncherError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

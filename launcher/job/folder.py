@@ -75,7 +75,7 @@ class JobFolder:
         with _held(parent.parent / ".lock"):
             for other in _ids(parent):
                 if other != folder.id and cls(parent / other).running():
-                    raise _running(cls(parent / other), spec.name)
+                    raise already_runs(cls(parent / other), spec.name)
             for found in parent.parent.glob(f"*/{folder.id}/record.json") if identifier else ():
                 if found.parent.parent != parent:
                     name = found.parent.parent.name.replace("!", "/")
@@ -87,7 +87,7 @@ class JobFolder:
             except OSError as error:
                 raise _unusable(folder.path, error) from error
         if not taken and not folder.take(UPLOADER_GRACE):
-            raise _running(folder, spec.name)
+            raise already_runs(folder, spec.name)
         try:
             if (folder.path / "record.json").exists():
                 record = folder.read()
@@ -323,10 +323,11 @@ def _ids(parent: Path) -> list[str]:
     return sorted(ages, key=lambda name: (ages[name], name))
 
 
-def _running(folder: JobFolder, name: str) -> UsageError:
+def already_runs(folder: JobFolder, name: str, kind: str = "training") -> UsageError:
+    """What a start says where a job of this name runs."""
     return UsageError(
         what=f"A job named {name!r} is running already ({folder.holder()}).",
-        hint=f"Choose another name, or stop it: launcher training stop {name}",
+        hint=f"Choose another name, or stop it: launcher {kind} stop {name}",
     )
 
 

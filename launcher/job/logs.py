@@ -62,7 +62,7 @@ def moment(text: str, now: float) -> float:
         pass
     try:
         return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is no time; write 10m, 2h or 2026-01-31T12:00") from None
 
 

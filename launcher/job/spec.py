@@ -134,6 +134,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     ready_timeout: Seconds = 1800.0
     """Inference: a server that has not answered for so long after its start is ended."""
 
+    def secret_sources(self) -> tuple[str, ...]:
+        """Where its secrets come from: names of kept ones, env:VARIABLE, file:PATH."""
+        return (*self.secret.values(), *self.secret_file.values(), self.repository_token_secret)
+
     def rewrites(self) -> dict[int, int]:
         """`rewrite` parsed, as numbers. Raises ValueError, which `load` has done before."""
         return rewriting.parse(self.rewrite)
@@ -300,6 +304,15 @@ def _check(spec: JobSpec) -> list[str]:
     for one, other in itertools.combinations(given, 2):
         mistakes += [f"{one} and {other} both set {key}" for key in sorted(given[one].keys() & given[other].keys())]
     return mistakes
+
+
+def typed(flags: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """A command's flags as `load` takes them. Raises UsageError."""
+    return flags | {
+        "env": parse_env(flags["env"], environ),
+        "secret": parse_secrets(flags["secret"]),
+        "secret_file": parse_secrets(flags["secret_file"], "--secret-file"),
+    }
 
 
 def parse_env(pairs: typing.Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -329,11 +329,11 @@ def main() -> int:
     started = time.monotonic()
     options = {"workers": arguments.workers, "writer": arguments.writer, "runner": arguments.runner}
     if arguments.runner == "docker":
+        from tests.support import images
         from tests.support.docker_engine import docker_engine
 
         with docker_engine() as engine:
-            made = subprocess.run([ROOT / "tests/support/base_image"], env=os.environ | {"DOCKER_HOST": engine})
-            made.check_returncode()
+            images.base_image(engine)
             figures = campaign(arguments.count, arguments.seed, engine=engine, **options)
     else:
         figures = campaign(arguments.count, arguments.seed, **options)

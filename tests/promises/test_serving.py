@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pytest
 
 from tests.support.cli import PROGRAM, ROOT, Launcher
 from tests.support.watching import eventually
+from tests.support.web_server import listener
 
 TEMPLATE = """{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}
 {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
@@ -85,20 +85,8 @@ def until(process: subprocess.Popen[str], text: str) -> str:
 def counting_proxy() -> Iterator[tuple[str, list[str]]]:
     """The URL of a proxy that takes note of every request, and answers none."""
     seen: list[str] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def take() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    seen.append(connection.recv(200).decode(errors="replace"))
-
-        threading.Thread(target=take, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", seen
-        listener.shutdown(socket.SHUT_RDWR)
+    with listener(lambda connection: seen.append(connection.recv(200).decode(errors="replace"))) as port:
+        yield f"http://127.0.0.1:{port}", seen
 
 
 def test_a_collected_model_answers_a_chat_without_any_network(

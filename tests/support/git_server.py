@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.web_server import running
+
 IDENTITY = ("-c", "user.name=Tester", "-c", "user.email=tester@example.invalid", "-c", "init.defaultBranch=main")
 
 
@@ -135,13 +137,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def git_server(folder: Path) -> Iterator[GitServer]:
     """A server of the repositories below a folder, while the block runs."""
-    server = GitServer(folder)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.hold.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(GitServer(folder)) as server:
+        try:
+            yield server
+        finally:
+            server.hold.set()

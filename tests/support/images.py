@@ -36,6 +36,13 @@ def job_image(address: str) -> str:
     return tag
 
 
+def base_image(address: str) -> None:
+    """The engine has the base image from now on; where it is not kept here yet, that takes minutes."""
+    env = os.environ | {"DOCKER_HOST": address}
+    made = subprocess.run([ROOT / "tests/support/base_image"], env=env, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+
+
 def docker(address: str, *words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """The docker command line."""
     env = os.environ | {"DOCKER_HOST": address}

@@ -13,10 +13,12 @@ import html
 import http.server
 import os
 import re
+import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 Answer = Callable[["Handler"], bool]
 """Takes over a request: True where it has answered."""
@@ -113,10 +115,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+S = TypeVar("S", bound=http.server.HTTPServer)
+
+
 @contextlib.contextmanager
-def web_server(folder: Path) -> Iterator[WebServer]:
-    """A server of a folder, while the block runs."""
-    server = WebServer(folder)
+def running(server: S) -> Iterator[S]:
+    """The server answers while the block runs."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -125,3 +129,29 @@ def web_server(folder: Path) -> Iterator[WebServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def web_server(folder: Path) -> Iterator[WebServer]:
+    """A server of a folder, while the block runs."""
+    with running(WebServer(folder)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def listener(answer: Callable[[socket.socket], object]) -> Iterator[int]:
+    """The port of what is no HTTP server: `answer` gets every connection, one after the other, while the block runs."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def take() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    answer(connection)
+
+        threading.Thread(target=take, daemon=True).start()
+        yield int(listening.getsockname()[1])
+        listening.shutdown(socket.SHUT_RDWR)

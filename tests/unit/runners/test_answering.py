@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from launcher.runners import answering
 from launcher.runners.answering import Answering
 from launcher.runners.running import Exit
 from tests.support.watching import eventually
+from tests.support.web_server import listener
 
 
 class Job:
@@ -111,19 +111,7 @@ def test_a_page_that_is_not_there_is_an_answer_where_nobody_named_it(http: Threa
 
 def test_what_is_no_http_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answering, "_OFTEN", 0.01)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def greet() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"220 mail\r\n\r\n")
-
-        threading.Thread(target=greet, daemon=True).start()
-        running, server, _ = watched(listener.getsockname()[1], Job(), timeout=0.3)
+    with listener(lambda connection: connection.sendall(b"220 mail\r\n\r\n")) as port:
+        running, server, _ = watched(port, Job(), timeout=0.3)
         assert eventually(running.poll, "it is ended").stalled
         assert server.answered is None and server.model == ""
-        listener.shutdown(socket.SHUT_RDWR)
