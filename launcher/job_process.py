@@ -163,8 +163,7 @@ def main(fd: int) -> None:
         spec, environ, kept = task.spec, configuration.process_environment(), list[str]()
         try:
             settings, _ = configuration.load({"store": task.store, "log_format": "json"}, environ)
-            given = (*spec.secret.values(), *spec.secret_file.values(), spec.repository_token_secret)
-            kept = secrets.values(settings.data_dir, given, environ)
+            kept = secrets.values(settings.data_dir, spec.secret_sources(), environ)
             signals.drop(spec.dropped())
             with report.early(settings, environ):
                 ended = _Ended(main_job.run(spec, settings, environ, signals, stream=lines))

@@ -57,14 +57,13 @@ class _Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _GROUPS:
-            import difflib
-
             if args[0] in _FOREIGN:
                 from launcher.errors import UsageError
 
                 raise UsageError(what=f"There is no {args[0]!r} here.", hint=_FOREIGN[args[0]])
-            near = difflib.get_close_matches(args[0], _GROUPS, n=1)
-            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+            from launcher.cli.mistakes import near
+
+            ctx.fail(f"No such command {args[0]!r}.{near(args[0], _GROUPS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -91,15 +91,14 @@ def _explained(error: click.ClickException, separated: bool) -> UsageError:
     hint = f"`{ctx.command_path if ctx else 'launcher'} --help` shows what it takes, with examples."
     what = " ".join(error.format_message().split())
     if isinstance(error, click.NoSuchOption):
-        near = _near(error.option_name, _options(ctx))
-        what = f"No such option {error.option_name!r}.{near}"
+        what = f"No such option {error.option_name!r}.{near(error.option_name, _options(ctx))}"
         if not separated and ctx and any(each.name == "words" for each in ctx.command.params):
             hint = f"The job's own options come after --: {ctx.command_path} … -- SCRIPT.py {error.option_name} …"
     elif isinstance(error, click.BadParameter):
         kind = getattr(error.param, "type", None)
         wrong = re.search(r"'(?P<value>.*)' is not ", what)
         if isinstance(kind, click.Choice) and wrong:
-            what += _near(wrong["value"].rpartition(": '")[2], map(str, kind.choices))
+            what += near(wrong["value"].rpartition(": '")[2], map(str, kind.choices))
     return UsageError(what=what, hint=hint)
 
 
@@ -126,6 +125,7 @@ def _options(ctx: click.Context | None) -> list[str]:
     return found
 
 
-def _near(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def near(word: str, known: Iterable[str]) -> str:
+    """The valid word that was meant, as the end of a message; "" where none is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
